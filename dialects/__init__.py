@@ -1,0 +1,1 @@
+"""The IR levels of speqc: `onnx`, `speq` and `pe`, one file each."""

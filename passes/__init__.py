@@ -1,0 +1,1 @@
+"""Passes over the `onnx`, `speq` and `pe` dialects, one per file."""

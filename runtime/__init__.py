@@ -1,0 +1,1 @@
+"""Number format, kernels, machine and timing: what a compiled program means."""

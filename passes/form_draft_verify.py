@@ -1,0 +1,180 @@
+"""Form the draft step and the host programs that decode with it."""
+
+from dataclasses import dataclass
+
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp, StringAttr, TensorType
+from xdsl.dialects.func import FuncOp
+from xdsl.ir import Block, BlockArgument, Operation, Region, SSAValue
+from xdsl.passes import ModulePass
+from xdsl.rewriter import InsertPoint, Rewriter
+
+from speqc.dialects.speq import (
+    TOKEN,
+    TOKENS,
+    AcceptOp,
+    CallOp,
+    DecodeOp,
+    DraftOp,
+    EmitOp,
+    RepeatOp,
+    SampleOp,
+    TruncateOp,
+    VerifyOp,
+    View,
+    ViewOp,
+    ViewType,
+    WeightOp,
+    YieldOp,
+)
+from speqc.runtime.errors import SpeqcError
+
+FULL, DRAFT = "full", "draft"
+"""Names of the two step functions."""
+
+
+@dataclass(frozen=True)
+class FormDraftVerifyPass(ModulePass):
+    """Clone the step @full into @draft, which reads draft views, and add the decode programs.
+
+    The programs are @speculative, @autoregressive and @draft_only. A weight that is not split is
+    read in full by the draft too. Prompts go through in chunks of `prompt_chunk` tokens.
+    """
+
+    name = "form-draft-verify"
+
+    draft_length: int = 8
+    exit_threshold: float = 0.3
+    prompt_chunk: int = 64
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        """Rewrite the module in place; raises SpeqcError where it has no step @full."""
+        full = find_function(op, FULL)
+        if any(isinstance(other, DecodeOp) for other in op.ops):
+            raise SpeqcError("form-draft-verify: the module already has decode programs")
+        draft = _draft_step(op, full)
+        logits = full.function_type.outputs.data[0]
+        assert isinstance(logits, TensorType)
+        programs = _Programs(logits, self.prompt_chunk)
+        Rewriter.insert_op(
+            [
+                draft,
+                programs.speculative(self.draft_length, self.exit_threshold),
+                programs.one_by_one("autoregressive", FULL),
+                programs.one_by_one("draft_only", DRAFT),
+            ],
+            InsertPoint.after(full),
+        )
+
+
+def find_function(module: ModuleOp, name: str) -> FuncOp:
+    """The function of that name; SpeqcError where there is none."""
+    for op in module.ops:
+        if isinstance(op, FuncOp) and op.sym_name.data == name:
+            return op
+    raise SpeqcError(f"the module has no function @{name}")
+
+
+def _draft_step(module: ModuleOp, full: FuncOp) -> FuncOp:
+    split = {op.sym_name.data for op in module.ops if isinstance(op, WeightOp) and op.is_split}
+    draft = full.clone()
+    draft.sym_name = StringAttr(DRAFT)
+    for op in list(draft.walk()):
+        if isinstance(op, ViewOp) and op.weight.string_value() in split:
+            assert isinstance(op.result.type, ViewType)
+            rows, columns = op.result.type.shape
+            Rewriter.replace_value_with_new_type(op.result, ViewType(rows, columns, View.DRAFT))
+    return draft
+
+
+class _Programs:
+    """Builds decode programs for steps with one type of logits."""
+
+    def __init__(self, logits: TensorType, prompt_chunk: int):
+        self.logits = logits
+        self.token_logits = TensorType(
+            logits.element_type, [*logits.get_shape()[:-2], 1, logits.get_shape()[-1]]
+        )
+        self.prompt_chunk = prompt_chunk
+
+    def speculative(self, draft_length: int, exit_threshold: float) -> DecodeOp:
+        """Draft, verify, accept, truncate, in rounds."""
+        first, prefill = self._prefill()
+        last, round_block = _block_with(TOKEN, "last")
+        draft = DraftOp(last, self._draft_region(), self.logits)
+        verify = VerifyOp(last, draft.drafted, self._verify_region(), self.logits)
+        accept = AcceptOp(draft.drafted, draft.logits, verify.logits)
+        _named(draft, "drafted", "draft_logits")
+        _named(verify, "full_logits")
+        _named(accept, "accepted", "next")
+        round_block.add_ops(
+            [
+                draft,
+                verify,
+                accept,
+                TruncateOp(accept.accepted),
+                EmitOp(accept.accepted, accept.next),
+                YieldOp(accept.next),
+            ]
+        )
+        prefill.add_op(RepeatOp(first, Region(round_block)))
+        return DecodeOp(
+            "speculative",
+            Region(prefill),
+            draft_length=draft_length,
+            exit_threshold=exit_threshold,
+        )
+
+    def one_by_one(self, name: str, step: str) -> DecodeOp:
+        """One pass of `step` for each token after the prompt."""
+        first, prefill = self._prefill()
+        last, body = _block_with(TOKEN, "last")
+        call = self._call(step, last)
+        sample = _sample(call.logits, "next")
+        body.add_ops([call, sample, EmitOp(sample.token), YieldOp(sample.token)])
+        prefill.add_op(RepeatOp(first, Region(body)))
+        return DecodeOp(name, Region(prefill))
+
+    def _prefill(self) -> tuple[SSAValue, Block]:
+        prompt, block = _block_with(TOKENS, "prompt")
+        call = CallOp(FULL, prompt, self.logits, chunk=self.prompt_chunk)
+        _named(call, "logits")
+        sample = _sample(call.logits, "first")
+        block.add_ops([call, sample, EmitOp(sample.token)])
+        return sample.token, block
+
+    def _call(self, step: str, token: SSAValue) -> CallOp:
+        call = CallOp(step, token, self.token_logits)
+        _named(call, "logits")
+        return call
+
+    def _draft_region(self) -> Region:
+        token, block = _block_with(TOKEN, "token")
+        call = self._call(DRAFT, token)
+        sample = _sample(call.logits, "next")
+        block.add_ops([call, sample, YieldOp(sample.token, sample.probability, call.logits)])
+        return Region(block)
+
+    def _verify_region(self) -> Region:
+        tokens, block = _block_with(TOKENS, "tokens")
+        call = CallOp(FULL, tokens, self.logits)
+        _named(call, "logits")
+        block.add_ops([call, YieldOp(call.logits)])
+        return Region(block)
+
+
+def _block_with(type: TensorType, name: str) -> tuple[BlockArgument, Block]:
+    block = Block(arg_types=[type])
+    block.args[0].name_hint = name
+    return block.args[0], block
+
+
+def _named(op: Operation, *names: str) -> None:
+    for result, name in zip(op.results, names, strict=True):
+        result.name_hint = name
+
+
+def _sample(logits: SSAValue, token: str) -> SampleOp:
+    sample = SampleOp(logits)
+    _named(sample, token, "probability")
+    return sample

@@ -1,0 +1,86 @@
+"""Order loads and stores so that the DRAM channel is busy while the array computes."""
+
+from dataclasses import dataclass
+
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.dialects.func import FuncOp
+from xdsl.ir import Block, Operation
+from xdsl.passes import ModulePass
+from xdsl.rewriter import InsertPoint, Rewriter
+
+from speqc.dialects.pe import (
+    AppendOp,
+    GemmOp,
+    LoadCacheOp,
+    LoadConstantOp,
+    LoadWeightOp,
+)
+from speqc.runtime.module_attributes import module_target
+
+
+@dataclass(frozen=True)
+class ScheduleLoadsPass(ModulePass):
+    """Issue each load as early as the banks could take it, and stores where they stall no load.
+
+    The banks are a ring: a load is moved ahead of the consumers of all loads with which it fits
+    the banks together. The DRAM channel serves requests in order, so the store of new keys and
+    values, which waits for a product, moves behind the next product: by then it is ready.
+    """
+
+    name = "schedule-loads"
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        """Reorder the operations of every step function."""
+        banks = module_target(op).weight_sram_banks
+        for function in op.ops:
+            if isinstance(function, FuncOp):
+                _delay_stores(function.body.block)
+                _hoist_loads(function.body.block, banks)
+
+
+def _is_load(op: Operation) -> bool:
+    return isinstance(op, LoadWeightOp | LoadConstantOp | LoadCacheOp)
+
+
+def _delay_stores(block: Block) -> None:
+    for op in list(block.ops):
+        if not isinstance(op, AppendOp):
+            continue
+        following = op.next_op
+        while following is not None and not isinstance(following, GemmOp):
+            following = following.next_op
+        if following is not None:
+            op.detach()
+            Rewriter.insert_op(op, InsertPoint.after(following))
+
+
+def _hoist_loads(block: Block, banks: int) -> None:
+    loads = [op for op in block.ops if _is_load(op)]
+    consumers = [_consumer(load) for load in loads]
+    places = {op: place for place, op in enumerate(block.ops)}
+    start = next(op for op in block.ops if not _is_load(op))
+    oldest = 0
+    in_flight = 0
+    for place, load in enumerate(loads):
+        in_flight += _banks(load, banks)
+        while in_flight > banks and oldest < place:
+            in_flight -= _banks(loads[oldest], banks)
+            oldest += 1
+        # All loads from `oldest` on fit the banks together once the one before has been consumed.
+        anchor = consumers[oldest - 1] if oldest else start
+        if places[anchor] < places[load]:
+            load.detach()
+            Rewriter.insert_op(load, InsertPoint.before(anchor))
+
+
+def _consumer(load: Operation) -> Operation:
+    (use,) = load.results[0].uses
+    return use.operation
+
+
+def _banks(load: Operation, banks: int) -> int:
+    """Banks that a load wants at once: how far a cache has filled is only known at run time."""
+    if isinstance(load, LoadWeightOp):
+        return min(load.blocks, banks)
+    return banks if isinstance(load, LoadCacheOp) else 1

@@ -1,0 +1,204 @@
+"""Legality of a finished `pe` program: what the machine and the timing model rely on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.dialects.func import FuncOp, ReturnOp
+from xdsl.ir import Operation
+from xdsl.passes import ModulePass
+
+from speqc.dialects import pe, speq
+from speqc.dialects.speq import View, ViewType
+from speqc.runtime import costs
+from speqc.runtime.errors import SpeqcError
+from speqc.runtime.module_attributes import module_context, module_target
+from speqc.runtime.target import Target
+from speqc.runtime.vector_ops import VECTOR_OPS
+from speqc.runtime.weight_traffic import weight_traffic
+
+PROGRAMS = ("speculative", "autoregressive", "draft_only")
+"""Names of the decode programs that a module has."""
+
+OWN_KERNELS = ("rms_norm", "rotary")
+"""Kernels of the vector unit that are not ONNX operators."""
+
+
+@dataclass(frozen=True)
+class VerifyPePass(ModulePass):
+    """Check a module before it is written, and after it is read.
+
+    Every operation belongs to the machine; symbols resolve; each stream has one consumer and
+    streams are consumed in the order of their loads; blocks fit the banks; the array is in the
+    mode that its operand needs; each cache is appended to once, after it is read.
+    """
+
+    name = "verify-pe"
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        """Raise SpeqcError, naming function and operation, where a rule is broken."""
+        module_context(op)
+        target = module_target(op)
+        weights = {w.sym_name.data: w for w in op.ops if isinstance(w, speq.WeightOp)}
+        caches = {c.sym_name.data for c in op.ops if isinstance(c, speq.CacheOp)}
+        functions = {f.sym_name.data: f for f in op.ops if isinstance(f, FuncOp)}
+        for function in functions.values():
+            _StepRules(function, weights, caches, target).check()
+        _check_programs(op, functions)
+
+
+class _StepRules:
+    """The rules for one step function."""
+
+    def __init__(
+        self,
+        function: FuncOp,
+        weights: dict[str, speq.WeightOp],
+        caches: set[str],
+        target: Target,
+    ):
+        self.function = function
+        self.weights = weights
+        self.caches = caches
+        self.target = target
+        self.mode: View | None = None
+        self.pending: list[Operation] = []
+        self.appended: set[str] = set()
+
+    def check(self) -> None:
+        """Walk the function in program order."""
+        for op in self.function.body.block.ops:
+            self._check(op)
+            self._consume(op)
+        missing = self.caches - self.appended
+        if missing:
+            raise self._error(None, f"cache @{min(missing)} is never appended to")
+
+    def _error(self, op: Operation | None, message: str) -> SpeqcError:
+        where = f"@{self.function.sym_name.data}"
+        return SpeqcError(f"verify-pe: {where}{f', {op.name}' if op else ''}: {message}")
+
+    def _check(self, op: Operation) -> None:
+        match op:
+            case pe.ModeOp():
+                self.mode = op.mode.data
+            case pe.LoadWeightOp():
+                self._check_load(op)
+            case pe.GatherOp():
+                self._weight(op, op.weight.string_value())
+            case pe.GemmOp():
+                self._check_gemm(op)
+            case pe.VectorOp():
+                self._check_kernel(op)
+            case pe.LoadCacheOp():
+                self._cache(op, op.cache.string_value())
+            case pe.AttentionOp():
+                self._check_attention(op)
+            case pe.AppendOp():
+                self._check_append(op)
+            case pe.PositionsOp() | pe.ImmediateOp() | pe.LoadConstantOp() | ReturnOp():
+                pass
+            case _:
+                raise self._error(op, "is no operation of the machine")
+
+    def _weight(self, op: Operation, name: str) -> speq.WeightOp:
+        if name not in self.weights:
+            raise self._error(op, f"no weight @{name} is declared")
+        return self.weights[name]
+
+    def _cache(self, op: Operation, name: str) -> str:
+        if name not in self.caches:
+            raise self._error(op, f"no cache @{name} is declared")
+        return name
+
+    def _check_load(self, op: pe.LoadWeightOp) -> None:
+        weight = self._weight(op, op.weight.string_value())
+        assert isinstance(op.stream.type, pe.StreamType)
+        view = op.stream.type.content
+        assert isinstance(view, ViewType)
+        if view.shape != weight.shape:
+            raise self._error(op, f"views a {view.shape} weight, declared as {weight.shape}")
+        if view.view == View.DRAFT and not weight.is_split:
+            raise self._error(op, f"weight @{weight.sym_name.data} is not split: it has no draft")
+        bits, group_size = weight_traffic(weight, view.view)
+        facts = {"weight_bits": bits, "group_size": group_size}
+        cost = costs.gemm(*view.shape, 1, self.target, **facts)
+        tiles = costs.tile_weight(*view.shape, self.target, **facts)
+        expected = pe.TilingAttr((tiles.depth, tiles.columns), tiles.grid, tiles.per_block)
+        if op.tiling != expected:
+            raise self._error(op, f"tiling {op.tiling} does not fit the target, not {expected}")
+        sizes = op.block_bytes.value.data, op.last_block_bytes.value.data
+        if sizes != (cost.block_bytes, cost.last_block_bytes):
+            raise self._error(
+                op,
+                f"blocks of {sizes[0]} and {sizes[1]} bytes, "
+                f"the weight has {cost.block_bytes} and {cost.last_block_bytes}",
+            )
+
+    def _check_gemm(self, op: pe.GemmOp) -> None:
+        assert isinstance(op.weight.type, pe.StreamType)
+        view = op.weight.type.content
+        assert isinstance(view, ViewType)
+        if view.view != self.mode:
+            raise self._error(op, f"reads a {view.view} view while the array's mode is {self.mode}")
+
+    def _check_kernel(self, op: pe.VectorOp) -> None:
+        kernel = op.kernel.data
+        if kernel not in VECTOR_OPS and kernel not in OWN_KERNELS:
+            raise self._error(op, f'the vector unit has no kernel "{kernel}"')
+
+    def _check_attention(self, op: pe.AttentionOp) -> None:
+        name = self._cache(op, op.cache.string_value())
+        if op.unit.data == pe.Unit.ARRAY and self.mode != View.FULL:
+            raise self._error(op, f"runs on the array in mode {self.mode}, needs mode full")
+        if name in self.appended:
+            raise self._error(op, f"cache @{name} is already appended to")
+        for stream, half in zip(
+            (op.cached_keys, op.cached_values),
+            (pe.CacheHalf.KEYS, pe.CacheHalf.VALUES),
+            strict=True,
+        ):
+            load = stream.owner
+            if (
+                not isinstance(load, pe.LoadCacheOp)
+                or load.half.data != half
+                or load.cache != op.cache
+            ):
+                raise self._error(op, f"its cached {half} must be streamed from @{name}")
+
+    def _check_append(self, op: pe.AppendOp) -> None:
+        name = self._cache(op, op.cache.string_value())
+        if name in self.appended:
+            raise self._error(op, f"cache @{name} is appended to twice")
+        self.appended.add(name)
+
+    def _consume(self, op: Operation) -> None:
+        """Keep the queue of loads: streams are consumed once, in the order of their loads."""
+        for value in op.operands:
+            if not isinstance(value.type, pe.StreamType):
+                continue
+            if not self.pending or value.owner is not self.pending[0]:
+                raise self._error(op, "consumes a stream out of the order of the loads")
+            self.pending.pop(0)
+        self.pending.extend(_loads(op))
+        if isinstance(op, ReturnOp) and self.pending:
+            raise self._error(self.pending[0], "its stream is never consumed")
+
+
+def _loads(op: Operation) -> Iterator[Operation]:
+    if any(isinstance(result.type, pe.StreamType) for result in op.results):
+        yield op
+
+
+def _check_programs(module: ModuleOp, functions: dict[str, FuncOp]) -> None:
+    programs = {p.sym_name.data: p for p in module.ops if isinstance(p, speq.DecodeOp)}
+    for name in PROGRAMS:
+        if name not in programs:
+            raise SpeqcError(f"verify-pe: the module has no speq.decode @{name}")
+    for name, program in programs.items():
+        for op in program.walk():
+            if isinstance(op, speq.CallOp) and op.callee.string_value() not in functions:
+                raise SpeqcError(
+                    f"verify-pe: @{name} calls @{op.callee.string_value()}, which is no function"
+                )

@@ -1,0 +1,298 @@
+"""Step functions as lists of kernel calls: what each `pe` op does to values."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from xdsl.dialects.builtin import TensorType
+from xdsl.dialects.func import FuncOp, ReturnOp
+from xdsl.ir import Operation, SSAValue
+
+from speqc.dialects import pe
+from speqc.dialects.speq import View, ViewType
+from speqc.runtime.attention import AttentionSpec, KVCache, attention
+from speqc.runtime.errors import SpeqcError
+from speqc.runtime.ir_values import dense_array, numpy_dtype, python_values
+from speqc.runtime.matmul import matmul_draft, matmul_full
+from speqc.runtime.norms import rms_norm
+from speqc.runtime.rotary import rotary
+from speqc.runtime.vector_ops import VECTOR_OPS, VectorOp, evaluate
+from speqc.runtime.vector_upgrade import UPGRADES
+from speqc.runtime.weights import Weight
+
+Kernel = Callable[..., Sequence[Any]]
+
+
+@dataclass
+class _Frame:
+    """What a pass knows beside its values: the tokens' count and where they stand."""
+
+    past: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Instruction:
+    """A kernel with the places of its operands, of its results, and of values that end with it."""
+
+    kernel: Kernel
+    operands: tuple[int, ...]
+    results: tuple[int, ...]
+    dead: tuple[int, ...]
+
+
+class Step:
+    """One step function, ready to run.
+
+    Attributes:
+        columns: the width of its result (the vocabulary).
+    """
+
+    def __init__(
+        self,
+        function: FuncOp,
+        weights: Mapping[str, Weight],
+        caches: Mapping[str, KVCache],
+        constant: Callable[[str], NDArray],
+        opset: int,
+    ):
+        """Bind the function's ops to kernels; raises SpeqcError where an op has none.
+
+        `constant` reads a constant of the artifact; `opset` is the ONNX version of the kernels
+        that are ONNX operators.
+        """
+        self._frame = _Frame()
+        self._binder = _Binder(self._frame, weights, caches, constant, opset)
+        block = function.body.block
+        places: dict[SSAValue, int] = {arg: place for place, arg in enumerate(block.args)}
+        self._code: list[_Instruction] = []
+        last_use = _last_uses(block.ops)
+        for op in block.ops:
+            if isinstance(op, ReturnOp):
+                self._result = places[op.operands[0]]
+                self.columns = _columns(op.operands[0])
+                break
+            for result in op.results:
+                places[result] = len(places)
+            self._code.append(
+                _Instruction(
+                    self._binder.bind(op),
+                    tuple(places[value] for value in op.operands),
+                    tuple(places[value] for value in op.results),
+                    tuple(places[value] for value in last_use.get(op, ())),
+                )
+            )
+        self._values: list[Any] = [None] * len(places)
+
+    def run(self, tokens: NDArray[np.int64], past: int) -> NDArray:
+        """Logits [M, vocabulary] of `tokens` [M] behind `past` positions in the caches."""
+        values = self._values
+        values[0] = tokens[None]
+        self._frame.past = past
+        for instruction in self._code:
+            results = instruction.kernel(*[values[place] for place in instruction.operands])
+            for place, result in zip(instruction.results, results, strict=True):
+                values[place] = result
+            for place in instruction.dead:
+                values[place] = None
+        return values[self._result][0]
+
+
+def _last_uses(ops: Sequence[Operation] | Any) -> dict[Operation, list[SSAValue]]:
+    """For each op the results of earlier ops that no later op reads."""
+    last: dict[SSAValue, Operation] = {}
+    for op in ops:
+        for value in op.operands:
+            if isinstance(value.owner, Operation):
+                last[value] = op
+    by_op: dict[Operation, list[SSAValue]] = {}
+    for value, op in last.items():
+        by_op.setdefault(op, []).append(value)
+    return by_op
+
+
+def _columns(logits: SSAValue) -> int:
+    assert isinstance(logits.type, TensorType)
+    return logits.type.get_shape()[-1]
+
+
+class _Binder:
+    """Finds the kernel of each op."""
+
+    def __init__(
+        self,
+        frame: _Frame,
+        weights: Mapping[str, Weight],
+        caches: Mapping[str, KVCache],
+        constant: Callable[[str], NDArray],
+        opset: int,
+    ):
+        self.frame = frame
+        self.weights = weights
+        self.caches = caches
+        self.constant = constant
+        self.opset = opset
+        self.mode: View | None = None
+
+    def bind(self, op: Operation) -> Kernel:
+        """The kernel that does what `op` says."""
+        match op:
+            case pe.ModeOp():
+                self.mode = op.mode.data
+                return _nothing
+            case pe.PositionsOp():
+                return self._positions
+            case pe.ImmediateOp():
+                return partial(_known, (dense_array(op.value),))
+            case pe.LoadConstantOp():
+                return partial(_known, (self.constant(op.source.data),))
+            case pe.LoadWeightOp():
+                return partial(_known, (self._weight(op.weight.string_value()),))
+            case pe.LoadCacheOp():
+                return partial(_known, (self._cache(op.cache.string_value()),))
+            case pe.GatherOp():
+                return partial(_gather, self._weight(op.weight.string_value()))
+            case pe.GemmOp():
+                return self._gemm(op)
+            case pe.VectorOp():
+                return _vector(op, self.opset)
+            case pe.AttentionOp():
+                return self._attention(op)
+            case pe.AppendOp():
+                return partial(_append, self._cache(op.cache.string_value()))
+            case _:
+                raise SpeqcError(f"{op.name} is no operation of the machine")
+
+    def _weight(self, name: str) -> Weight:
+        if name not in self.weights:
+            raise SpeqcError(f"the program declares no weight @{name}")
+        return self.weights[name]
+
+    def _cache(self, name: str) -> KVCache:
+        if name not in self.caches:
+            raise SpeqcError(f"the program declares no cache @{name}")
+        return self.caches[name]
+
+    def _positions(self, tokens: NDArray) -> Sequence[NDArray]:
+        first = self.frame.past
+        return (np.arange(first, first + tokens.shape[1])[None],)
+
+    def _gemm(self, op: pe.GemmOp) -> Kernel:
+        assert isinstance(op.weight.type, pe.StreamType)
+        view = op.weight.type.content
+        assert isinstance(view, ViewType)
+        if view.view != self.mode:
+            raise SpeqcError(
+                f"pe.gemm of a {view.view} view while the array is in {self.mode} mode"
+            )
+        kernel = _draft_gemm if view.view == View.DRAFT else _full_gemm
+        return partial(kernel, _result_dtype(op.result))
+
+    def _attention(self, op: pe.AttentionOp) -> Kernel:
+        spec = AttentionSpec(
+            score_scale=None if op.score_scale is None else op.score_scale.value.data,
+            score_dtype=numpy_dtype(op.score_type),
+            softmax_dtype=np.float32,
+            prob_dtype=numpy_dtype(op.probability_type),
+            out_dtype=_result_dtype(op.result),
+            window=None if op.window is None else op.window.value.data,
+            softcap=None if op.softcap is None else op.softcap.value.data,
+        )
+
+        def kernel(
+            query: NDArray, key: NDArray, value: NDArray, cache: KVCache, _values: KVCache
+        ) -> Sequence[NDArray]:
+            past = cache.length
+            cache.append(key[0], value[0])
+            result = attention(query[0], cache, past, spec)
+            # The rows stay on chip here: storing them is the task of pe.append.
+            cache.truncate(past)
+            return (result[None],)
+
+        return kernel
+
+
+def _result_dtype(value: SSAValue) -> np.dtype:
+    assert isinstance(value.type, TensorType)
+    return numpy_dtype(value.type.element_type)
+
+
+def _nothing() -> Sequence[Any]:
+    return ()
+
+
+def _known(values: Sequence[Any]) -> Sequence[Any]:
+    return values
+
+
+def _gather(weight: Weight, tokens: NDArray) -> Sequence[NDArray]:
+    return (weight.columns(tokens),)
+
+
+def _full_gemm(dtype: np.dtype, x: NDArray, weight: Weight) -> Sequence[NDArray]:
+    product = matmul_full(x.reshape(-1, weight.k), weight.full(), weight.n, dtype)
+    return (product.reshape(*x.shape[:-1], weight.n),)
+
+
+def _draft_gemm(dtype: np.dtype, x: NDArray, weight: Weight) -> Sequence[NDArray]:
+    panels, scales = weight.draft()
+    rows = x.reshape(-1, weight.k)
+    product = matmul_draft(rows, panels, scales, weight.group_size, weight.n, dtype)
+    return (product.reshape(*x.shape[:-1], weight.n),)
+
+
+def _append(cache: KVCache, key: NDArray, value: NDArray) -> Sequence[Any]:
+    cache.append(key[0], value[0])
+    return ()
+
+
+def _vector(op: pe.VectorOp, opset: int) -> Kernel:
+    name = op.kernel.data
+    arguments = python_values(op.attributes_)
+    absent: Any = arguments.pop("absent", [])
+    if name == "rms_norm":
+        dtype = _result_dtype(op.results_[0])
+        return partial(_rms_norm, dtype, arguments)
+    if name == "rotary":
+        interleaved = bool(arguments.get("interleaved", False))
+        return lambda x, cos, sin: (rotary(x, cos, sin, interleaved),)
+    if name not in VECTOR_OPS:
+        raise SpeqcError(f'pe.vector "{name}": the vector unit has no such kernel')
+    if absent or (name in UPGRADES and opset < UPGRADES[name][0]):
+        return partial(_older_onnx, name, absent, arguments, opset, len(op.results))
+    return partial(_onnx, VECTOR_OPS[name], arguments)
+
+
+def _onnx(kernel: VectorOp, arguments: Mapping[str, Any], *inputs: NDArray) -> Sequence[NDArray]:
+    return kernel.run(inputs, arguments)
+
+
+def _older_onnx(
+    name: str,
+    absent: Sequence[int],
+    arguments: Mapping[str, Any],
+    opset: int,
+    outputs: int,
+    *inputs: NDArray,
+) -> Sequence[NDArray]:
+    """Run an operator whose form depends on the ONNX version, or that leaves inputs out."""
+    given: list[NDArray | None] = list(inputs)
+    for place in absent:
+        given.insert(place, None)
+    return evaluate(name, given, arguments, opset, outputs)
+
+
+def _rms_norm(
+    dtype: np.dtype, arguments: Mapping[str, Any], x: NDArray, scale: NDArray
+) -> Sequence[NDArray]:
+    rows = x.reshape(-1, x.shape[-1])
+    result = rms_norm(
+        rows,
+        scale,
+        arguments["epsilon"],
+        out_dtype=dtype,
+        weight_in_f32="scale_in_f32" in arguments,
+    )
+    return (result.reshape(x.shape),)

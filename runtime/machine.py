@@ -1,0 +1,99 @@
+"""The machine: holds caches and weights, and executes step functions of a `pe` program op by op."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.dialects.func import FuncOp
+
+from speqc.dialects.speq import CacheOp, WeightOp
+from speqc.runtime.attention import KVCache
+from speqc.runtime.calls import Call
+from speqc.runtime.errors import SpeqcError
+from speqc.runtime.execute import Step
+from speqc.runtime.ir_values import numpy_dtype
+from speqc.runtime.module_attributes import module_context, module_opset
+from speqc.runtime.weights import Weight, WeightFile
+
+
+class Machine:
+    """A PE array with the DRAM behind it, loaded with one program and its weights.
+
+    `length` positions are in the caches. Every call extends them, `truncate` cuts them back.
+    """
+
+    def __init__(self, program: ModuleOp, file: WeightFile):
+        """Load a `pe` program; raises SpeqcError where something it names is missing."""
+        self.program = program
+        self.context = module_context(program)
+        self.weights: dict[str, Weight] = {}
+        self.caches: dict[str, KVCache] = {}
+        self._steps: dict[str, Step] = {}
+        self._calls: list[Call] = []
+        self.length = 0
+        for op in program.ops:
+            if isinstance(op, WeightOp):
+                self.weights[op.sym_name.data] = Weight(op, file)
+            elif isinstance(op, CacheOp):
+                self.caches[op.sym_name.data] = _cache(op, self.context)
+        for op in program.ops:
+            if isinstance(op, FuncOp):
+                self._steps[op.sym_name.data] = Step(
+                    op, self.weights, self.caches, file.read, module_opset(program)
+                )
+        if "full" not in self._steps:
+            raise SpeqcError("the program has no step function @full")
+        self.vocabulary: int = self._steps["full"].columns
+
+    def call(
+        self, function: str, tokens: Sequence[int] | NDArray[np.int64], chunk: int | None = None
+    ) -> NDArray:
+        """Run `tokens` through a step function, `chunk` at a time: logits [M, vocabulary].
+
+        Raises SpeqcError where the program has no such function or the context is full.
+        """
+        step = self._steps.get(function)
+        if step is None:
+            raise SpeqcError(f"the program has no step function @{function}")
+        if self.length + len(tokens) > self.context:
+            raise SpeqcError(
+                f"{self.length} positions are used and {len(tokens)} more do not fit the context "
+                f"of {self.context}"
+            )
+        rows = np.asarray(tokens, np.int64)
+        size = chunk or len(rows)
+        parts = [self._pass(function, step, rows[i : i + size]) for i in range(0, len(rows), size)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _pass(self, function: str, step: Step, tokens: NDArray[np.int64]) -> NDArray:
+        self._calls.append(Call(function, len(tokens), self.length))
+        logits = step.run(tokens, self.length)
+        self.length += len(tokens)
+        return logits
+
+    def truncate(self, length: int) -> None:
+        """Forget all positions from `length` on."""
+        for cache in self.caches.values():
+            cache.truncate(length)
+        self.length = length
+
+    def reset(self) -> None:
+        """Empty the caches and the record of calls."""
+        self.truncate(0)
+        self._calls.clear()
+
+    def take_calls(self) -> list[Call]:
+        """The passes since the last reset, in order; forgets them."""
+        calls, self._calls = self._calls, []
+        return calls
+
+
+def _cache(op: CacheOp, capacity: int) -> KVCache:
+    return KVCache(
+        op.heads.value.data,
+        op.key_dim.value.data,
+        capacity,
+        numpy_dtype(op.element_type),
+        op.value_dim.value.data,
+    )

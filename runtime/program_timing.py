@@ -1,0 +1,331 @@
+"""Time a `pe` program: its step functions as ops of the resource model, for any M and cache length.
+
+Time depends on shapes, mode and cache length only, never on values.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from xdsl.dialects.builtin import IntegerAttr, ModuleOp, TensorType
+from xdsl.dialects.func import FuncOp, ReturnOp
+from xdsl.ir import Operation, SSAValue
+
+from speqc.dialects import pe
+from speqc.dialects.speq import CacheOp, View, WeightOp
+from speqc.runtime import costs
+from speqc.runtime.activations import ROW_BYTES, dram_bytes, elements, row_bytes
+from speqc.runtime.calls import Call
+from speqc.runtime.errors import SpeqcError
+from speqc.runtime.module_attributes import module_target
+from speqc.runtime.target import Target
+from speqc.runtime.timing import Array, Load, Op, StepTiming, Store, SwitchMode, Vector, time_step
+from speqc.runtime.vector_ops import VECTOR_OPS
+from speqc.runtime.weight_traffic import weight_traffic
+
+SOFTMAX_LANE_OPS = 8
+"""Vector operations on each score: scale, maximum, subtract, exp (4), and divide."""
+
+LANE_OPS = {"rms_norm": 4, "rotary": 4}
+"""Vector operations on each element of the kernels that are not ONNX's: multiply, add, scale twice;
+two products, a sum, a move."""
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What passes cost on the target; energy is the DRAM's."""
+
+    cycles: int
+    seconds: float
+    dram_bytes: int
+    energy_joules: float
+
+
+class StepCost(NamedTuple):
+    """One pass: its timing, op by op, and the bytes it moves to and from DRAM."""
+
+    timing: StepTiming
+    dram_bytes: int
+
+
+class ProgramTimer:
+    """Times the step functions of a program on its own target, or on another."""
+
+    def __init__(self, program: ModuleOp, target: Target | None = None):
+        """Read the program; raises SpeqcError where the target cannot run it."""
+        self.target = target or module_target(program)
+        self._weights = {w.sym_name.data: w for w in program.ops if isinstance(w, WeightOp)}
+        self._caches = {c.sym_name.data: c for c in program.ops if isinstance(c, CacheOp)}
+        self._functions = {f.sym_name.data: f for f in program.ops if isinstance(f, FuncOp)}
+        self._steps: dict[Call, StepCost] = {}
+
+    def step(self, function: str, rows: int, past: int) -> StepCost:
+        """Time one pass of a step function over `rows` tokens behind `past` cached positions."""
+        call = Call(function, rows, past)
+        if call not in self._steps:
+            ops = self.ops(function, rows, past)
+            timing = time_step([entry.op for entry in ops], self.target)
+            self._steps[call] = StepCost(timing, sum(entry.dram_bytes for entry in ops))
+        return self._steps[call]
+
+    def ops(self, function: str, rows: int, past: int) -> list["TimedOp"]:
+        """The resource model's ops for one pass, each with its DRAM traffic and its origin."""
+        if function not in self._functions:
+            raise SpeqcError(f"the program has no step function @{function}")
+        builder = _StepBuilder(self.target, self._weights, self._caches, rows, past)
+        for op in self._functions[function].body.block.ops:
+            builder.add(op)
+        return builder.ops
+
+    def total(self, calls: Iterable[Call]) -> Simulated:
+        """Cost of passes one after another."""
+        cycles = dram = 0
+        for call in calls:
+            cost = self.step(*call)
+            cycles += cost.timing.cycles
+            dram += cost.dram_bytes
+        energy = costs.dram_energy_joules(dram, self.target)
+        return Simulated(cycles, self.target.seconds(cycles), dram, energy)
+
+
+class TimedOp(NamedTuple):
+    """An op of the resource model, the bytes it moves to or from DRAM, and where it comes from."""
+
+    op: Op
+    dram_bytes: int
+    source: Operation
+
+
+class _StepBuilder:
+    """Translates the operations of one step function for one M and cache length."""
+
+    def __init__(
+        self,
+        target: Target,
+        weights: dict[str, WeightOp],
+        caches: dict[str, CacheOp],
+        rows: int,
+        past: int,
+    ):
+        self.target = target
+        self.weights = weights
+        self.caches = caches
+        self.rows = rows
+        self.past = past
+        self.ops: list[TimedOp] = []
+        self.ready: dict[SSAValue, int] = {}
+        self.loads: dict[SSAValue, int] = {}
+
+    def add(self, op: Operation) -> None:
+        """Append what `op` does."""
+        match op:
+            case pe.ModeOp():
+                self._append(SwitchMode(self.target.mode_switch_cycles), 0, op)
+            case pe.LoadWeightOp():
+                self._load_weight(op)
+            case pe.LoadConstantOp():
+                self._load_bytes(op, self._constant_bytes(op))
+            case pe.LoadCacheOp():
+                self._load_cache(op)
+            case pe.GatherOp():
+                self._gather(op)
+            case pe.GemmOp():
+                self._gemm(op)
+            case pe.VectorOp():
+                self._vector(op)
+            case pe.AttentionOp():
+                self._attention(op)
+            case pe.AppendOp():
+                self._store(op)
+            case pe.PositionsOp() | pe.ImmediateOp() | ReturnOp():
+                pass
+            case _:
+                raise SpeqcError(f"{op.name} is no operation of the machine")
+
+    def _append(self, timed: Op, size: int, source: Operation) -> int:
+        self.ops.append(TimedOp(timed, size, source))
+        return len(self.ops) - 1
+
+    def _load(self, op: Operation, load: Load, size: int) -> None:
+        self.loads[op.results[0]] = self._append(load, size, op)
+
+    def _cycles(self, size: int) -> int:
+        return costs.dram_cycles(size, self.target)
+
+    def _load_weight(self, op: pe.LoadWeightOp) -> None:
+        block, last = op.block_bytes.value.data, op.last_block_bytes.value.data
+        load = Load(op.blocks, self._cycles(block), self._cycles(last))
+        self._load(op, load, (op.blocks - 1) * block + last)
+
+    def _constant_bytes(self, op: pe.LoadConstantOp) -> int:
+        assert isinstance(op.stream.type, pe.StreamType)
+        assert isinstance(op.stream.type.content, TensorType)
+        return row_bytes(op.stream.type.content)
+
+    def _load_bytes(self, op: Operation, size: int) -> None:
+        bank = self.target.weight_bank_bytes
+        blocks = max(1, -(-size // bank))
+        last = size - (blocks - 1) * bank
+        self._load(op, Load(blocks, self._cycles(bank), self._cycles(last)), size)
+
+    def _load_cache(self, op: pe.LoadCacheOp) -> None:
+        """The stream of one half of a cache; nothing where the cache is still empty."""
+        if not self.past:
+            return
+        cache = self.caches[op.cache.string_value()]
+        keys = op.half.data == pe.CacheHalf.KEYS
+        width = (cache.key_dim if keys else cache.value_dim).value.data
+        cost = costs.attention_scores_on_vector(
+            1, cache.heads.value.data, width, self.past, self.rows, self.target
+        )
+        self._load(op, cost.load(), cost.stream_bytes)
+
+    def _inputs(self, op: Operation) -> tuple[tuple[int, ...], int, int]:
+        """Ops whose results `op` waits for, and bytes of operands and results that live in DRAM."""
+        after = tuple(sorted({self.ready[v] for v in op.operands if v in self.ready}))
+        read = sum(dram_bytes(v, self.rows, self.target) for v in op.operands if v in self.ready)
+        write = sum(dram_bytes(v, self.rows, self.target) for v in op.results)
+        return after, read, write
+
+    def _finish(self, op: Operation, timed: Op, size: int) -> None:
+        place = self._append(timed, size, op)
+        self.ready.update((result, place) for result in op.results)
+
+    def _gather(self, op: pe.GatherOp) -> None:
+        weight = self.weights[op.weight.string_value()]
+        k, _ = weight.shape
+        if weight.is_split:
+            _, group_size = weight_traffic(weight, View.FULL)
+            size = costs.tied_embedding_bytes(k, self.rows, self.target, group_size=group_size)
+        else:
+            size = costs.embedding_bytes(k, self.rows, self.target)
+        _, _, write = self._inputs(op)
+        timed = Vector(0, (), self._cycles(size), self._cycles(write))
+        self._finish(op, timed, size + write)
+
+    def _gemm(self, op: pe.GemmOp) -> None:
+        load = op.weight.owner
+        assert isinstance(load, pe.LoadWeightOp)
+        tiling = load.tiling
+        tile_cycles = max(self.target.array_rows, self.rows)
+        full_blocks = load.blocks - 1
+        last_tiles = tiling.tiles - full_blocks * tiling.tiles_per_block
+        after, read, write = self._inputs(op)
+        timed = Array(
+            self.loads[op.weight],
+            tiling.tiles_per_block * tile_cycles,
+            last_tiles * tile_cycles,
+            self.target.array_rows,
+            costs.wavefront_cycles(self.target),
+            after,
+            "array",
+            self._cycles(read),
+            self._cycles(write),
+        )
+        self._finish(op, timed, read + write)
+
+    def _vector(self, op: pe.VectorOp) -> None:
+        kernel = op.kernel.data
+        cycles = costs.vector_cycles(*self._vector_work(op, kernel), self.target)
+        after, read, write = self._inputs(op)
+        if not cycles and not write and not any(value in self.loads for value in op.operands):
+            self._rename(op, after)
+            return
+        streams = [self.loads[value] for value in op.operands if value in self.loads]
+        for stream in streams[:-1]:
+            after = (*after, self._append(Array(stream, 0, 0, unit="vector"), 0, op))
+        latency = self.target.vector_latency_cycles
+        read_cycles, write_cycles = self._cycles(read), self._cycles(write)
+        if streams:
+            timed = Array(
+                streams[-1], 0, cycles, 0, latency, after, "vector", read_cycles, write_cycles
+            )
+        else:
+            timed = Vector(cycles, after, read_cycles, write_cycles)
+        self._finish(op, timed, read + write)
+
+    def _rename(self, op: Operation, after: tuple[int, ...]) -> None:
+        """An op that costs nothing: its results are ready with its operands."""
+        if after:
+            self.ready.update((result, max(after)) for result in op.results)
+
+    def _vector_work(self, op: pe.VectorOp, kernel: str) -> tuple[int, int]:
+        """Elements, and vector operations on each."""
+        result = op.results_[0].type
+        assert isinstance(result, TensorType)
+        if kernel in LANE_OPS:
+            return elements(result, self.rows), LANE_OPS[kernel]
+        entry = VECTOR_OPS[kernel]
+        if entry.counted == "output":
+            return sum(elements(t, self.rows) for t in _tensors(op.results)), entry.lane_ops
+        first = next(iter(_tensors(op.operands)))
+        count = elements(first, self.rows)
+        if entry.counted == "product":
+            count *= result.get_shape()[-1]
+        return count, entry.lane_ops
+
+    def _attention(self, op: pe.AttentionOp) -> None:
+        cache = self.caches[op.cache.string_value()]
+        assert isinstance(op.query.type, TensorType)
+        heads, kv_heads = op.query.type.get_shape()[1], cache.heads.value.data
+        on_array = op.unit.data == pe.Unit.ARRAY
+        after, read, write = self._inputs(op)
+        total = self.past + self.rows
+        scratch = self._score_bytes(op, heads // kv_heads, heads, total)
+        shape = heads, kv_heads
+        keys = self._half(on_array, True, (*shape, cache.key_dim.value.data))
+        values = self._half(on_array, False, (*shape, cache.value_dim.value.data))
+        first = self._append(
+            keys.compute(
+                self.loads.get(op.cached_keys), after, self._cycles(read), self._cycles(scratch)
+            ),
+            read + scratch,
+            op,
+        )
+        work = costs.vector_cycles(heads * self.rows * total, SOFTMAX_LANE_OPS, self.target)
+        second = self._append(
+            Vector(work, (first,), self._cycles(scratch), self._cycles(scratch)), 2 * scratch, op
+        )
+        timed = values.compute(
+            self.loads.get(op.cached_values),
+            (second,),
+            self._cycles(scratch),
+            self._cycles(write),
+        )
+        self._finish(op, timed, scratch + write)
+
+    def _half(self, on_array: bool, keys: bool, shape: tuple[int, int, int]) -> costs.StreamCost:
+        cost: Callable[..., costs.StreamCost] = {
+            (True, True): costs.attention_scores_on_array,
+            (True, False): costs.attention_values_on_array,
+            (False, True): costs.attention_scores_on_vector,
+            (False, False): costs.attention_values_on_vector,
+        }[on_array, keys]
+        return cost(*shape, self.past, self.rows, self.target)
+
+    def _score_bytes(self, op: pe.AttentionOp, group: int, heads: int, total: int) -> int:
+        """Bytes of scores that go to DRAM: those of one cache head at a time stay on chip."""
+        function = op.parent_op()
+        assert isinstance(function, FuncOp)
+        peak = function.attributes.get(ROW_BYTES)
+        used = peak.value.data if isinstance(peak, IntegerAttr) else 0
+        on_chip = self.rows * (used + group * total * 2)
+        return 0 if on_chip <= self.target.activation_sram_bytes else heads * self.rows * total * 2
+
+    def _store(self, op: pe.AppendOp) -> None:
+        cache = self.caches[op.cache.string_value()]
+        heads = cache.heads.value.data
+        size = sum(
+            costs.cache_append_bytes(heads, width.value.data, self.rows, self.target)
+            for width in (cache.key_dim, cache.value_dim)
+        )
+        after, _, _ = self._inputs(op)
+        self._append(Store(self._cycles(size), after), size, op)
+
+
+def _tensors(values: Iterable[SSAValue]) -> Iterable[TensorType]:
+    for value in values:
+        if isinstance(value.type, TensorType):
+            yield value.type
+        elif isinstance(value.type, pe.StreamType) and isinstance(value.type.content, TensorType):
+            yield value.type.content

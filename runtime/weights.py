@@ -1,0 +1,98 @@
+"""The tensors of an artifact, and the panels of weights that kernels compute with."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from speqc.dialects.speq import WeightOp
+from speqc.runtime.codebook import load_codebook
+from speqc.runtime.errors import SpeqcError
+from speqc.runtime.planes import Planes, draft_panels, full_panels
+
+
+class WeightFile:
+    """The memory-mapped `weights.safetensors` of an artifact.
+
+    A split weight NAME stands as NAME.draft, NAME.rest and NAME.scales (see `planes`), one kept as
+    FP16 as NAME.fp16 (uint16[NB, K, 64] patterns); constants stand under their own names.
+    """
+
+    def __init__(self, path: Path):
+        """Open the file; raises SpeqcError where it is missing or damaged."""
+        try:
+            self._file = safe_open(path, framework="numpy")
+        except (OSError, SafetensorError) as error:
+            raise SpeqcError(f"{path}: cannot be read as safetensors: {error}") from None
+        self.path = path
+        self.names = frozenset(self._file.keys())
+
+    def read(self, name: str) -> NDArray:
+        """The tensor of that name; raises SpeqcError where there is none."""
+        if name not in self.names:
+            raise SpeqcError(f"{self.path}: tensor {name} is missing")
+        return self._file.get_tensor(name)
+
+    def planes(self, weight: WeightOp) -> Planes:
+        """The planes of a split weight."""
+        name = weight.sym_name.data
+        assert weight.group_size is not None
+        return Planes(
+            self.read(f"{name}.draft"),
+            self.read(f"{name}.rest"),
+            self.read(f"{name}.scales"),
+            weight.group_size.value.data,
+        )
+
+
+class Weight:
+    """One weight of a program; each view is decoded once, when it is first used."""
+
+    def __init__(self, declaration: WeightOp, file: WeightFile):
+        self.declaration = declaration
+        self.k, self.n = declaration.shape
+        self._file = file
+        self._full: NDArray[np.uint16] | None = None
+        self._draft: NDArray[np.uint16] | None = None
+        self._scales: NDArray[np.float16] | None = None
+
+    @property
+    def group_size(self) -> int:
+        """Weights along K that share a scale."""
+        assert self.declaration.group_size is not None
+        return self.declaration.group_size.value.data
+
+    def full(self) -> NDArray[np.uint16]:
+        """The exact FP16 patterns as panels uint16[NB, K, 64]."""
+        if self._full is None:
+            self._full = self._decode_full()
+        return self._full
+
+    def draft(self) -> tuple[NDArray[np.uint16], NDArray[np.float16]]:
+        """The draft: panels uint16[NB, K, 64] of sign * level, and scales float16[NB, G, 64]."""
+        if self._draft is None or self._scales is None:
+            planes = self._file.planes(self.declaration)
+            self._draft = draft_panels(planes, self._book(), self.n)
+            self._scales = planes.scales
+        return self._draft, self._scales
+
+    def columns(self, indices: NDArray[np.int64]) -> NDArray[np.float16]:
+        """The exact columns of that index: [len(indices), K]."""
+        block, column = np.divmod(indices, 64)
+        return self.full()[block, :, column].view(np.float16)
+
+    def _decode_full(self) -> NDArray[np.uint16]:
+        if not self.declaration.is_split:
+            return self._file.read(f"{self.declaration.sym_name.data}.fp16")
+        shift = self.declaration.shift
+        return full_panels(
+            self._file.planes(self.declaration),
+            self._book(),
+            self.n,
+            0 if shift is None else shift.value.data,
+        )
+
+    def _book(self):
+        assert self.declaration.codebook is not None
+        return load_codebook(self.declaration.codebook.data)

@@ -1,0 +1,131 @@
+// RUN: speqc opt %s --verify-diagnostics --parsing-diagnostics --split-input-file | filecheck %s
+
+// CHECK: a weight holds f16, got f32
+speq.weight @w from "w" : tensor<64x64xf32> {digest = "sha256:00"}
+
+// -----
+
+// CHECK: a weight is a static KxN matrix, got tensor<64xf16>
+speq.weight @w from "w" : tensor<64xf16> {digest = "sha256:00"}
+
+// -----
+
+// CHECK: group_size and shift need a codebook
+speq.weight @w from "w" : tensor<64x64xf16> {digest = "sha256:00", group_size = 64 : i64}
+
+// -----
+
+// CHECK: unknown codebook "nf4", expected one of sets, paper, naive
+speq.weight @w from "w" : tensor<64x64xf16> {digest = "sha256:00", codebook = "nf4", group_size = 64 : i64}
+
+// -----
+
+// CHECK: a split weight needs a positive group_size
+speq.weight @w from "w" : tensor<64x64xf16> {digest = "sha256:00", codebook = "sets"}
+
+// -----
+
+// CHECK: a weight kept as FP16 has no codebook
+speq.weight @w from "w" : tensor<64x64xf16> {digest = "sha256:00", codebook = "sets", group_size = 64 : i64, kept = "why"}
+
+// -----
+
+// CHECK: heads must be positive, got 0
+speq.cache @c {heads = 0 : i64, key_dim = 16 : i64, value_dim = 16 : i64, element_type = f16}
+
+// -----
+
+// CHECK: Unexpected attribute i8
+speq.cache @c {heads = 1 : i64, key_dim = 16 : i64, value_dim = 16 : i64, element_type = i8}
+
+// -----
+
+// CHECK: Expected `draft`, or `full`.
+%v = speq.view @w : !speq.view<64x64, quarter>
+
+// -----
+
+// CHECK: input has 32 columns, the weight 64 rows
+%x, %w = "test.op"() : () -> (tensor<1x?x32xf16>, !speq.view<64x64, full>)
+%y = speq.matmul %x, %w : (tensor<1x?x32xf16>, !speq.view<64x64, full>) -> tensor<1x?x64xf16>
+
+// -----
+
+// CHECK: result must have shape [1, 2, 64], got [1, 2, 32]
+%x, %w = "test.op"() : () -> (tensor<1x2x64xf16>, !speq.view<64x64, full>)
+%y = speq.matmul %x, %w : (tensor<1x2x64xf16>, !speq.view<64x64, full>) -> tensor<1x2x32xf16>
+
+// -----
+
+// CHECK: f16 should be of base attribute integer_type
+%t = "test.op"() : () -> (tensor<1x?xf16>)
+%p = speq.positions %t : tensor<1x?xf16>
+
+// -----
+
+// CHECK: f32 should be of base attribute integer_type
+%t = "test.op"() : () -> (tensor<1x?xf32>)
+%x = speq.embedding @w[%t] : (tensor<1x?xf32>) -> tensor<1x?x64xf16>
+
+// -----
+
+// CHECK: scale must be a vector, got shape [1, 64]
+%x, %s = "test.op"() : () -> (tensor<1x?x64xf16>, tensor<1x64xf16>)
+%y = speq.rms_norm %x, %s {epsilon = 1.0e-05 : f32} : (tensor<1x?x64xf16>, tensor<1x64xf16>) -> tensor<1x?x64xf16>
+
+// -----
+
+// CHECK: input has 64 channels, scale has 32
+%x, %s = "test.op"() : () -> (tensor<1x?x64xf16>, tensor<32xf16>)
+%y = speq.rms_norm %x, %s {epsilon = 1.0e-05 : f32} : (tensor<1x?x64xf16>, tensor<32xf16>) -> tensor<1x?x64xf16>
+
+// -----
+
+// CHECK: the rotated width must be even and at most 16, got 32
+%x, %c = "test.op"() : () -> (tensor<1x4x?x16xf16>, tensor<1x1x?x32xf16>)
+%y = speq.rotary %x, %c, %c : (tensor<1x4x?x16xf16>, tensor<1x1x?x32xf16>, tensor<1x1x?x32xf16>) -> tensor<1x4x?x16xf16>
+
+// -----
+
+// CHECK: cos and sin must have one shape
+%x, %c, %s = "test.op"() : () -> (tensor<1x4x2x16xf16>, tensor<1x1x2x16xf16>, tensor<1x1x2x8xf16>)
+%y = speq.rotary %x, %c, %s : (tensor<1x4x2x16xf16>, tensor<1x1x2x16xf16>, tensor<1x1x2x8xf16>) -> tensor<1x4x2x16xf16>
+
+// -----
+
+// CHECK: 4 query heads are no multiple of 3 key heads
+%q, %k = "test.op"() : () -> (tensor<1x4x?x16xf16>, tensor<1x3x?x16xf16>)
+%y = speq.attention @c, %q, %k, %k {score_type = f16, probability_type = f16} : (tensor<1x4x?x16xf16>, tensor<1x3x?x16xf16>, tensor<1x3x?x16xf16>) -> tensor<1x4x?x16xf16>
+
+// -----
+
+// CHECK: query heads of 16 channels, key heads of 8
+%q, %k, %v = "test.op"() : () -> (tensor<1x4x?x16xf16>, tensor<1x2x?x8xf16>, tensor<1x2x?x16xf16>)
+%y = speq.attention @c, %q, %k, %v {score_type = f16, probability_type = f16} : (tensor<1x4x?x16xf16>, tensor<1x2x?x8xf16>, tensor<1x2x?x16xf16>) -> tensor<1x4x?x16xf16>
+
+// -----
+
+// CHECK: f32 should be of base attribute tensor
+%k = "test.op"() : () -> (f32)
+speq.cache_append @c, %k, %k : (f32, f32)
+
+// -----
+
+// CHECK: draft_length must be positive
+speq.decode @d attributes {draft_length = 0 : i64} {
+^bb0(%prompt: tensor<1x?xi64>):
+}
+
+// -----
+
+// CHECK: exit_threshold must lie in [0, 1]
+speq.decode @d attributes {exit_threshold = 2.0 : f64} {
+^bb0(%prompt: tensor<1x?xi64>):
+}
+
+// -----
+
+// CHECK: 'speq.yield' expects parent op
+func.func @f() {
+  speq.yield
+}

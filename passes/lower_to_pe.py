@@ -133,7 +133,9 @@ class _Lowering:
         cost = costs.gemm(k, n, 1, self.target, weight_bits=bits, group_size=group_size)
         tiles = costs.tile_weight(k, n, self.target, weight_bits=bits, group_size=group_size)
         tiling = pe.TilingAttr((tiles.depth, tiles.columns), tiles.grid, tiles.per_block)
-        return pe.LoadWeightOp(name, view, tiling, cost.block_bytes, cost.last_block_bytes)
+        load = pe.LoadWeightOp(name, view, tiling, cost.block_bytes, cost.last_block_bytes)
+        _name(load.stream, name)
+        return load
 
     def _attention(self, op: speq.AttentionOp) -> list[Operation]:
         name = op.cache.string_value()
@@ -148,6 +150,8 @@ class _Lowering:
                 (pe.CacheHalf.VALUES, cache.value_dim),
             )
         ]
+        for load in halves:
+            _name(load.stream, load.half.data.value)
         unit = self._unit(op, cache)
         attention = pe.AttentionOp(
             (op.query, op.key, op.value, halves[0].stream, halves[1].stream),
@@ -203,7 +207,14 @@ class _Lowering:
 
 def _load_constant(op: onnx.InitializerOp) -> pe.LoadConstantOp:
     assert isinstance(op.result.type, TensorType)
-    return pe.LoadConstantOp(op.ref.data, op.digest.data, op.result.type)
+    load = pe.LoadConstantOp(op.ref.data, op.digest.data, op.result.type)
+    _name(load.stream, op.ref.data)
+    return load
+
+
+def _name(value: SSAValue, name: str) -> None:
+    if SSAValue.is_valid_name(name):
+        value.name_hint = name
 
 
 def _replace(op: Operation, new: list[Operation]) -> None:

@@ -253,8 +253,7 @@ def _vector(op: pe.VectorOp, opset: int) -> Kernel:
     arguments = python_values(op.attributes_)
     absent: Any = arguments.pop("absent", [])
     if name == "rms_norm":
-        dtype = _result_dtype(op.results_[0])
-        return partial(_rms_norm, dtype, arguments)
+        return partial(_rms_norm, arguments)
     if name == "rotary":
         interleaved = bool(arguments.get("interleaved", False))
         return lambda x, cos, sin: (rotary(x, cos, sin, interleaved),)
@@ -284,15 +283,6 @@ def _older_onnx(
     return evaluate(name, given, arguments, opset, outputs)
 
 
-def _rms_norm(
-    dtype: np.dtype, arguments: Mapping[str, Any], x: NDArray, scale: NDArray
-) -> Sequence[NDArray]:
-    rows = x.reshape(-1, x.shape[-1])
-    result = rms_norm(
-        rows,
-        scale,
-        arguments["epsilon"],
-        out_dtype=dtype,
-        weight_in_f32="scale_in_f32" in arguments,
-    )
-    return (result.reshape(x.shape),)
+def _rms_norm(arguments: Mapping[str, Any], x: NDArray, scale: NDArray) -> Sequence[NDArray]:
+    in_f32 = "scale_in_f32" in arguments
+    return (rms_norm(x, scale, arguments["epsilon"], weight_in_f32=in_f32),)

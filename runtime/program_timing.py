@@ -63,10 +63,14 @@ class ProgramTimer:
         """Time one pass of a step function over `rows` tokens behind `past` cached positions."""
         call = Call(function, rows, past)
         if call not in self._steps:
-            ops = self.ops(function, rows, past)
-            timing = time_step([entry.op for entry in ops], self.target)
-            self._steps[call] = StepCost(timing, sum(entry.dram_bytes for entry in ops))
+            self._steps[call] = self.time(function, rows, past)
         return self._steps[call]
+
+    def time(self, function: str, rows: int, past: int) -> StepCost:
+        """Time one pass anew, whether or not it is known from before."""
+        ops = self.ops(function, rows, past)
+        timing = time_step([entry.op for entry in ops], self.target)
+        return StepCost(timing, sum(entry.dram_bytes for entry in ops))
 
     def ops(self, function: str, rows: int, past: int) -> list["TimedOp"]:
         """The resource model's ops for one pass, each with its DRAM traffic and its origin."""

@@ -1,0 +1,198 @@
+"""Reading an exporter's attention: from its softmax up to q.k, and down to p.v.
+
+Between the two products stand a scale, a soft cap, masks, casts, and after the softmax a replacement
+of NaN in rows without any admitted position (there are none: a token always sees itself). They are
+taken in from the operations that are there, and what `speq.attention` can't say is an error.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import frexp
+
+from xdsl.dialects.builtin import AnyFloat, Float16Type, Float32Type
+from xdsl.ir import Attribute, Block, Operation, SSAValue
+
+from speqc.dialects.onnx import OnnxOp
+from speqc.passes.matching import (
+    constant_scalar,
+    element_type,
+    fail,
+    is_weight,
+    only_user,
+    other_operand,
+    producer,
+    shape,
+)
+
+LOWEST: dict[Attribute, float] = {Float16Type(): -65504.0, Float32Type(): -3.4028234663852886e38}
+"""The lowest finite number of the types that attention computes in."""
+
+SCALING = ("onnx.Mul", "onnx.Div", "onnx.Tanh")
+
+Known = Callable[[SSAValue], bool]
+"""Whether a value depends on nothing but lengths, mask and positions."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """One mask on the scores: `value` is added, or where it equals `replaces` a score is replaced."""
+
+    op: Operation
+    value: SSAValue
+    replaces: bool | None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The product of queries and keys, and what is done with it before the softmax."""
+
+    product: Operation
+    type: AnyFloat
+    scale: float | None
+    softcap: float | None
+    masks: tuple[Mask, ...]
+
+
+@dataclass(frozen=True)
+class Output:
+    """The product of probabilities and values, and what type a probability is rounded to."""
+
+    product: Operation
+    probability_type: AnyFloat
+
+
+def is_softmax(op: Operation) -> bool:
+    """Whether `op` is a softmax over the last dimension."""
+    if not isinstance(op, OnnxOp) or op.name != "onnx.Softmax":
+        return False
+    return op.integer("axis", -1) in (-1, len(shape(op.results[0])) - 1)
+
+
+def read_scores(softmax: Operation, known: Known) -> Scores | None:
+    """What leads to a softmax; None if that is no product of two computed tensors.
+
+    Raises:
+        SpeqcError: it is, but `speq.attention` has no equal.
+    """
+    steps: list[tuple[Operation, SSAValue]] = []
+    op = softmax.operands[0].owner
+    while not isinstance(op, Block) and op.name != "onnx.MatMul":
+        source = _source(op, known)
+        if source is None:
+            return None
+        steps.insert(0, (op, source))
+        op = source.owner
+    if isinstance(op, Block) or any(is_weight(operand) for operand in op.operands):
+        return None
+    type = _float_type(op, element_type(op.results[0]))
+    _check_order(steps, type)
+    scale, softcap = _scale_and_softcap([step for step in steps if step[0].name in SCALING])
+    return Scores(op, type, scale, softcap, tuple(_masks(steps)))
+
+
+def read_output(softmax: Operation) -> Output | None:
+    """What a softmax leads to; None if that is no product with it on the left."""
+    value = softmax.results[0]
+    type = _float_type(softmax, element_type(value))
+    while (op := _next(value)) is not None:
+        if op.name == "onnx.MatMul":
+            return Output(op, type)
+        value = op.results[0]
+        if isinstance(element_type(value), Float16Type):
+            type = Float16Type()
+    return None
+
+
+def _float_type(op: Operation, type: Attribute) -> AnyFloat:
+    if isinstance(type, Float16Type | Float32Type):
+        return type
+    raise fail(op, f"attention in {type} is not supported, only in f16 and f32")
+
+
+def _source(op: Operation, known: Known) -> SSAValue | None:
+    """The operand of `op` that holds the scores, or None if `op` is nothing that is done to them."""
+    match op.name:
+        case "onnx.Cast" | "onnx.Identity" | "onnx.Tanh":
+            return op.operands[0]
+        case "onnx.Add" | "onnx.Mul" | "onnx.Div" | "onnx.Max":
+            candidates = op.operands
+        case "onnx.Where" if known(op.operands[0]):
+            candidates = op.operands[1:]
+        case _:
+            return None
+    unknown = [operand for operand in candidates if not known(operand)]
+    return unknown[0] if len(unknown) == 1 else None
+
+
+def _check_order(steps: list[tuple[Operation, SSAValue]], type: AnyFloat) -> None:
+    """Raise SpeqcError where scores are rounded otherwise than `speq.attention` rounds them."""
+    masked = False
+    for op, source in steps:
+        masked = masked or op.name in ("onnx.Add", "onnx.Where")
+        result = element_type(op.results[0])
+        if op.name == "onnx.Cast" and result != element_type(source):
+            if not isinstance(result, Float32Type):
+                raise fail(op, f"scores are rounded to {result} before the softmax")
+        elif op.name == "onnx.Max":
+            limit = constant_scalar(other_operand(op, source))
+            if limit is None or limit > LOWEST.get(result, limit):
+                raise fail(op, "scores are clipped from below")
+        elif op.name in SCALING and masked:
+            raise fail(op, "scores are scaled behind their mask")
+        elif op.name in SCALING and result != type:
+            raise fail(op, f"scores are scaled in {result}, but q.k is rounded to {type}")
+
+
+def _scale_and_softcap(
+    steps: list[tuple[Operation, SSAValue]],
+) -> tuple[float | None, float | None]:
+    """The factor and the soft cap of scores, from the multiplications, divisions and the tanh."""
+    names = [op.name.removeprefix("onnx.") for op, _ in steps]
+    softcap = None
+    if names[-3:] == ["Div", "Tanh", "Mul"]:
+        first, last = (_constant(*steps[index]) for index in (-3, -1))
+        if first != last:
+            raise fail(steps[-1][0], f"a soft cap divides by {first} but multiplies with {last}")
+        softcap = first
+        del steps[-3:]
+    if not steps:
+        return None, softcap
+    op, source = steps[-1]
+    if len(steps) > 1 or op.name == "onnx.Tanh":
+        raise fail(op, f"scores go through {', '.join(names)}, which is no scale and soft cap")
+    factor = _constant(op, source)
+    if op.name == "onnx.Mul":
+        return factor, softcap
+    if frexp(factor)[0] != 0.5:
+        raise fail(op, f"scores are divided by {factor}, whose reciprocal is not exact")
+    return 1 / factor, softcap
+
+
+def _constant(op: Operation, source: SSAValue) -> float:
+    """The constant that scores are multiplied with or divided by."""
+    factor = constant_scalar(other_operand(op, source))
+    if factor is None or (op.name == "onnx.Div" and source is not op.operands[0]):
+        raise fail(op, "scores are scaled by something other than one constant")
+    return factor
+
+
+def _masks(steps: list[tuple[Operation, SSAValue]]) -> list[Mask]:
+    masks = []
+    for op, source in steps:
+        if op.name == "onnx.Add":
+            masks.append(Mask(op, other_operand(op, source), None))
+        elif op.name == "onnx.Where":
+            masks.append(Mask(op, op.operands[0], source is op.operands[2]))
+    return masks
+
+
+def _next(value: SSAValue) -> Operation | None:
+    """The one operation that takes probabilities further."""
+    if (op := only_user(value, "Cast", "Identity", "MatMul")) is not None:
+        return op if op.name != "onnx.MatMul" or op.operands[0] is value else None
+    users = {use.operation for use in value.uses}
+    where = next((op for op in users if op.name == "onnx.Where" and op.operands[2] is value), None)
+    if where is None or len(users) != 2:
+        return None
+    test = producer(where.operands[0], "IsNaN")
+    return where if test in users else None

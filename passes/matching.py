@@ -1,0 +1,150 @@
+"""Small questions about `onnx` operations that the raising passes ask, and small edits they make."""
+
+from collections.abc import Iterator, Sequence
+
+from numpy.typing import NDArray
+from xdsl.dialects.builtin import (
+    AnyFloat,
+    DenseArrayBase,
+    DenseIntOrFPElementsAttr,
+    ModuleOp,
+    TensorType,
+    i64,
+)
+from xdsl.dialects.func import FuncOp
+from xdsl.ir import Attribute, Block, Operation, SSAValue
+from xdsl.pattern_rewriter import PatternRewriter
+from xdsl.rewriter import InsertPoint, Rewriter
+
+from speqc.dialects.onnx import ConstantOp, InitializerOp, node_name, operator_class
+from speqc.runtime.errors import SpeqcError
+from speqc.runtime.ir_values import dense_array
+
+
+def describe(op: Operation) -> str:
+    """The operation in words for a user: its kind and the name of the ONNX node it came from."""
+    name = node_name(op)
+    return f"{op.name} '{name}'" if name else op.name
+
+
+def fail(op: Operation, reason: str) -> SpeqcError:
+    """The error that `op` can't be compiled for `reason`."""
+    return SpeqcError(f"{describe(op)}: {reason}")
+
+
+def tensor(value: SSAValue) -> TensorType:
+    """The tensor type of a value that the dialect says is a tensor."""
+    assert isinstance(value.type, TensorType)
+    return value.type
+
+
+def shape(value: SSAValue) -> tuple[int, ...]:
+    """The shape of a tensor value, -1 for a dynamic dimension."""
+    return tuple(tensor(value).get_shape())
+
+
+def element_type(value: SSAValue) -> Attribute:
+    """The element type of a tensor value."""
+    return tensor(value).element_type
+
+
+def is_float(type: Attribute) -> bool:
+    """Whether an element type is one of floating-point numbers."""
+    return isinstance(type, AnyFloat)
+
+
+def producer(value: SSAValue, *operators: str) -> Operation | None:
+    """The operation that makes `value`, if it is one of the named ONNX operators."""
+    owner = value.owner
+    if isinstance(owner, Block) or not owner.name.startswith("onnx."):
+        return None
+    return owner if owner.name.removeprefix("onnx.") in operators else None
+
+
+def only_user(value: SSAValue, *operators: str) -> Operation | None:
+    """The one operation that uses `value`, if it is one of the named ONNX operators."""
+    users = {use.operation for use in value.uses}
+    if len(users) != 1:
+        return None
+    (user,) = users
+    return user if user.name.removeprefix("onnx.") in operators else None
+
+
+def other_operand(op: Operation, operand: SSAValue) -> SSAValue:
+    """The other operand of a binary operation (the same one, if both are `operand`)."""
+    first, second = op.operands
+    return second if first is operand else first
+
+
+def constant_array(value: SSAValue) -> NDArray | None:
+    """The values of an `onnx.Constant`, or None if `value` is something else."""
+    return dense_array(value.owner.value) if isinstance(value.owner, ConstantOp) else None
+
+
+def constant_scalar(value: SSAValue) -> float | None:
+    """The value of an `onnx.Constant` of one element, or None if `value` is something else."""
+    if not isinstance(value.owner, ConstantOp) or value.owner.output.type.element_count() != 1:
+        return None
+    return float(dense_array(value.owner.value).reshape(-1)[0])
+
+
+def constant_integers(value: SSAValue | None) -> tuple[int, ...] | None:
+    """The values of an integer `onnx.Constant`, or None if `value` is something else."""
+    array = None if value is None else constant_array(value)
+    if array is None or array.dtype.kind != "i":
+        return None
+    return tuple(int(item) for item in array.reshape(-1))
+
+
+def is_weight(value: SSAValue) -> bool:
+    """Whether `value` is a tensor of the model file."""
+    return isinstance(value.owner, InitializerOp | ConstantOp)
+
+
+def integers_constant(values: Sequence[int]) -> ConstantOp:
+    """A vector of int64 as an `onnx.Constant`."""
+    type = TensorType(i64, [len(values)])
+    return ConstantOp(DenseIntOrFPElementsAttr.from_list(type, list(values)))
+
+
+def reshape(value: SSAValue, sizes: Sequence[int]) -> list[Operation]:
+    """Operations that view `value` with `sizes` (-1: the dynamic one); the last has the result."""
+    target = integers_constant(sizes)
+    result_type = TensorType(element_type(value), sizes)
+    return [target, operator_class("onnx.Reshape")([value, target.output], [result_type])]
+
+
+def transpose(value: SSAValue, permutation: Sequence[int]) -> Operation:
+    """`value` with its dimensions in another order."""
+    sizes = shape(value)
+    result_type = TensorType(element_type(value), [sizes[axis] for axis in permutation])
+    properties: dict[str, Attribute] = {"perm": DenseArrayBase.from_list(i64, list(permutation))}
+    return operator_class("onnx.Transpose")([value], [result_type], properties)
+
+
+def insert_before(op: Operation, new_ops: Operation | Sequence[Operation]) -> None:
+    """Insert operations before `op`; they get its location, so that messages name its node."""
+    new_ops = [new_ops] if isinstance(new_ops, Operation) else new_ops
+    for new_op in new_ops:
+        new_op.location = op.location
+    Rewriter.insert_op(new_ops, InsertPoint.before(op))
+
+
+def replace(rewriter: PatternRewriter, op: Operation, *new_ops: Operation) -> None:
+    """Put operations in the place of `op`, with its location and the name of its result."""
+    for new_op in new_ops:
+        new_op.location = op.location
+    rewriter.replace(op, new_ops)
+
+
+def step_functions(module: ModuleOp) -> Iterator[FuncOp]:
+    """The functions of a module that have a body."""
+    for op in module.body.block.ops:
+        if isinstance(op, FuncOp) and not op.is_declaration:
+            yield op
+
+
+def main_function(module: ModuleOp) -> FuncOp | None:
+    """The function that the importer made of the ONNX graph, or None."""
+    found = (function for function in step_functions(module) if function.sym_name.data == "main")
+    return next(found, None)

@@ -1,0 +1,204 @@
+"""`raise-linear`: products with matrices of the model file, and look-ups of tokens in them.
+
+A matrix becomes one `speq.weight`, whoever uses it: a table that both embeds tokens and, transposed,
+gives logits is one declaration. The imported function, by then one of tokens to logits, becomes the
+step function `@full`.
+"""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from xdsl.context import Context
+from xdsl.dialects.builtin import (
+    Float16Type,
+    IntegerAttr,
+    ModuleOp,
+    StringAttr,
+    TensorType,
+    i64,
+)
+from xdsl.dialects.func import FuncOp
+from xdsl.ir import Attribute, Operation, SSAValue
+from xdsl.passes import ModulePass
+from xdsl.rewriter import InsertPoint, Rewriter
+from xdsl.transforms.dead_code_elimination import region_dce
+
+from speqc.dialects.onnx import InitializerOp, OnnxOp, operator_class
+from speqc.dialects.speq import EmbeddingOp, MatmulOp, View, ViewOp, ViewType, WeightOp
+from speqc.passes.matching import (
+    element_type,
+    fail,
+    main_function,
+    producer,
+    reshape,
+    shape,
+)
+from speqc.passes.step_samples import erase_arguments, step_arguments, tokens_argument
+from speqc.passes.weight_names import WeightNames
+
+ONNX_FLOAT = 1
+"""ONNX's number of the element type f32."""
+
+
+class _Matrix(NamedTuple):
+    """A tensor of the file as a [K, N] matrix; `transposed`: the file holds [N, K]."""
+
+    tensor: InitializerOp
+    transposed: bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(K, N)."""
+        first, second = shape(self.tensor.result)
+        return (second, first) if self.transposed else (first, second)
+
+
+def _matrix(value: SSAValue, *, transposed: bool = False) -> _Matrix | None:
+    """The matrix of the file behind casts and transpositions."""
+    while (op := producer(value, "Transpose", "Cast", "Identity")) is not None:
+        assert isinstance(op, OnnxOp)
+        if op.name == "onnx.Transpose":
+            if op.integers("perm") not in (None, (1, 0)):
+                return None
+            transposed = not transposed
+        value = op.operands[0]
+    if not isinstance(value.owner, InitializerOp) or len(shape(value)) != 2:
+        return None
+    return _Matrix(value.owner, transposed)
+
+
+@dataclass
+class _Weights:
+    """Declares each matrix once."""
+
+    function: FuncOp
+    tokens: SSAValue
+    names: WeightNames = field(default_factory=WeightNames)
+    declared: dict[tuple[str, bool], str] = field(default_factory=dict)
+
+    def symbol(self, user: Operation, matrix: _Matrix) -> str:
+        """The symbol of a matrix; `user` is the operation that needs it."""
+        key = (matrix.tensor.digest.data, matrix.transposed)
+        if key not in self.declared:
+            self.declared[key] = self._declare(user, matrix)
+        return self.declared[key]
+
+    def _declare(self, user: Operation, matrix: _Matrix) -> str:
+        tensor = matrix.tensor
+        type = element_type(tensor.result)
+        if not isinstance(type, Float16Type):
+            raise fail(user, f"the weight '{tensor.ref.data}' is {type}; only f16 is supported")
+        name = self.names.choose(user, tensor.ref.data)
+        weight = WeightOp(
+            name,
+            tensor.ref.data,
+            tensor.digest.data,
+            matrix.shape,
+            transposed=matrix.transposed,
+            exponents=tensor.exponents,
+            zeros=None if tensor.zeros is None else tensor.zeros.value.data,
+        )
+        Rewriter.insert_op(weight, InsertPoint.before(self.function))
+        return name
+
+
+def _raise_matmul(op: Operation, weights: _Weights) -> list[Operation] | None:
+    """`onnx.MatMul` by a matrix of the file -> `speq.matmul`."""
+    matrix = _matrix(op.operands[1])
+    return None if matrix is None else _product(op, matrix, weights)
+
+
+def _raise_gemm(op: Operation, weights: _Weights) -> list[Operation] | None:
+    """`onnx.Gemm` by a matrix of the file -> `speq.matmul`, and an `onnx.Add` for the bias."""
+    assert isinstance(op, OnnxOp)
+    matrix = _matrix(op.operands[1], transposed=op.integer("transB", 0) == 1)
+    if matrix is None or op.integer("transA", 0):
+        return None
+    bias = op.input("C")
+    if op.number("alpha", 1) != 1 or (bias is not None and op.number("beta", 1) != 1):
+        raise fail(op, "a product scaled by alpha or beta is not supported")
+    ops = _product(op, matrix, weights)
+    if bias is not None:
+        ops.append(operator_class("onnx.Add")([ops[-1].results[0], bias], [op.results[0].type]))
+    return ops
+
+
+def _product(op: Operation, matrix: _Matrix, weights: _Weights) -> list[Operation]:
+    """Operations that multiply op's first operand, as [1, M, K] whatever its rank, with a weight.
+
+    The last has the result, in the shape of op's.
+    """
+    ops: list[Operation] = []
+    input, result = op.operands[0], op.results[0]
+    rows, columns = matrix.shape
+    if len(shape(input)) != 3:
+        ops += reshape(input, (1, -1, rows))
+        input = ops[-1].results[0]
+    view = ViewOp(weights.symbol(op, matrix), ViewType(rows, columns, View.FULL))
+    type = TensorType(element_type(result), (*shape(input)[:-1], columns))
+    product = MatmulOp(input, view.result, type)
+    ops += [view, product]
+    if type != result.type:
+        ops += reshape(product.result, shape(result))
+    return ops
+
+
+def _raise_gather(op: Operation, weights: _Weights) -> list[Operation] | None:
+    """`onnx.Gather` of rows by token -> `speq.embedding`."""
+    assert isinstance(op, OnnxOp)
+    table, indices = op.operands
+    while (cast := producer(indices, "Cast", "Identity")) is not None:
+        indices = cast.operands[0]
+    # The table's rows are the columns of the matrix that would give logits.
+    matrix = _matrix(table, transposed=True)
+    if matrix is None or indices is not weights.tokens or op.integer("axis", 0) != 0:
+        return None
+    exact = TensorType(Float16Type(), shape(op.results[0]))
+    ops: list[Operation] = [EmbeddingOp(weights.symbol(op, matrix), indices, exact)]
+    if op.results[0].type != exact:
+        to: dict[str, Attribute] = {"to": IntegerAttr(ONNX_FLOAT, i64)}
+        ops.append(operator_class("onnx.Cast")([ops[0].results[0]], [op.results[0].type], to))
+    return ops
+
+
+RULES = {"onnx.MatMul": _raise_matmul, "onnx.Gemm": _raise_gemm, "onnx.Gather": _raise_gather}
+
+
+def _name_step(module: ModuleOp, function: FuncOp) -> None:
+    """Make the imported function the step function `@full`."""
+    function.properties["sym_name"] = StringAttr("full")
+    for name in ("arg_attrs", "res_attrs"):
+        function.properties.pop(name, None)
+    for name in ("onnx.input_names", "onnx.output_names", "onnx.kv_pairs"):
+        module.attributes.pop(name, None)
+
+
+@dataclass(frozen=True)
+class RaiseLinearPass(ModulePass):
+    """Raise products with matrices of the file to `speq.matmul`, look-ups to `speq.embedding`."""
+
+    name = "raise-linear"
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        """Raise all products and look-ups, then rename the function to `@full`.
+
+        Raises:
+            SpeqcError: a weight is not FP16, or a product has a form that is not supported.
+        """
+        function = main_function(op)
+        if function is None:
+            return
+        arguments = step_arguments(op, function)
+        tokens = tokens_argument(arguments)
+        weights = _Weights(function, tokens)
+        for candidate in list(function.body.block.ops):
+            rule = RULES.get(candidate.name)
+            new_ops = None if rule is None else rule(candidate, weights)
+            if new_ops is not None:
+                for new_op in new_ops:
+                    new_op.location = candidate.location
+                Rewriter.replace_op(candidate, new_ops)
+        region_dce(op.body)
+        unused = [a.value for a in arguments if a.value is not tokens and not a.value.uses]
+        erase_arguments(op, function, unused)
+        _name_step(op, function)

@@ -1,0 +1,122 @@
+"""`raise-rotary`: rotary position embedding, spelt out by the exporter, as one operation.
+
+The embedding is x * cos + rotate(x) * sin. What rotate does is not matched by shape: the layout
+operations between x and the factor of sin are evaluated on a tensor of signed indices, which shows
+where each channel comes from and with which sign.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.ir import Operation, SSAValue
+from xdsl.passes import ModulePass
+from xdsl.pattern_rewriter import PatternRewriter, PatternRewriteWalker, RewritePattern
+from xdsl.transforms.dead_code_elimination import region_dce
+
+from speqc.dialects.speq import RotaryOp
+from speqc.passes.matching import element_type, producer, replace, reshape, shape
+from speqc.passes.probe import Probe, opset_of
+
+SAMPLE_ROWS = 3
+"""Number of tokens in the sample; anything but 1 tells rows from broadcast dimensions."""
+
+
+class _Terms(NamedTuple):
+    """x * cos + turned * sin."""
+
+    x: SSAValue
+    cos: SSAValue
+    turned: SSAValue
+    sin: SSAValue
+
+
+@dataclass(frozen=True)
+class _RaiseSum(RewritePattern):
+    """Raise an `onnx.Add` of two products that rotates pairs of channels."""
+
+    opset: int
+
+    def match_and_rewrite(self, op: Operation, rewriter: PatternRewriter) -> None:
+        if op.name != "onnx.Add" or len(shape(op.results[0])) != 4:
+            return
+        for terms in _readings(op):
+            interleaved = _rotation(terms, self.opset)
+            if interleaved is not None:
+                _raise(rewriter, op, terms, interleaved=interleaved)
+                return
+
+
+def _readings(add: Operation) -> Iterator[_Terms]:
+    """Every way to read a sum of products as x * cos + turned * sin."""
+    first, second = (producer(operand, "Mul") for operand in add.operands)
+    if first is None or second is None:
+        return
+    for plain, rotated in ((first, second), (second, first)):
+        for x, cos in (plain.operands, reversed(plain.operands)):
+            for turned, sin in (rotated.operands, reversed(rotated.operands)):
+                if producer(turned, "Concat", "Reshape") and _fits(x, cos) and _fits(x, sin):
+                    yield _Terms(x, cos, turned, sin)
+
+
+def _fits(x: SSAValue, table: SSAValue) -> bool:
+    """Whether `table` has a row for each of x's rows, the same for all heads."""
+    sizes = shape(x)
+    padded = (1,) * (4 - len(shape(table))) + shape(table)
+    return len(sizes) == 4 and padded == (1, 1, *sizes[2:])
+
+
+def _rotation(terms: _Terms, opset: int) -> bool | None:
+    """Whether `turned` is x with channels rotated in interleaved pairs; None: it is neither kind."""
+    sizes = [SAMPLE_ROWS if size < 0 else size for size in shape(terms.x)]
+    sample = np.arange(1, 1 + np.prod(sizes)).reshape(sizes)
+    turned = Probe({terms.x: sample}, opset).value(terms.turned)
+    if turned is None or turned.shape != sample.shape or sizes[-1] % 2:
+        return None
+    for interleaved in (False, True):
+        if np.array_equal(turned, rotate(sample, interleaved=interleaved)):
+            return interleaved
+    return None
+
+
+def rotate(x: NDArray, *, interleaved: bool) -> NDArray:
+    """(-x2, x1) for the halves x1, x2 of the last dimension, or (-x1, x0, -x3, x2, ...)."""
+    if not interleaved:
+        first, second = np.split(x, 2, axis=-1)
+        return np.concatenate([-second, first], axis=-1)
+    pairs = np.stack([-x[..., 1::2], x[..., ::2]], axis=-1)
+    return pairs.reshape(x.shape)
+
+
+def _raise(rewriter: PatternRewriter, add: Operation, terms: _Terms, *, interleaved: bool) -> None:
+    if element_type(terms.x) != element_type(add.results[0]):
+        return
+    views = [_as_rows(table) for table in (terms.cos, terms.sin)]
+    tables = [
+        view[-1].results[0] if view else table
+        for view, table in zip(views, (terms.cos, terms.sin), strict=True)
+    ]
+    rotary = RotaryOp(terms.x, *tables, interleaved=interleaved)
+    replace(rewriter, add, *views[0], *views[1], rotary)
+
+
+def _as_rows(table: SSAValue) -> list[Operation]:
+    """Operations that view a table as [1, 1, M, R]; none if it has that shape."""
+    sizes = shape(table)
+    return [] if len(sizes) == 4 else reshape(table, (1, 1, *sizes[-2:]))
+
+
+@dataclass(frozen=True)
+class RaiseRotaryPass(ModulePass):
+    """Raise spelt-out rotary position embedding to `speq.rotary`."""
+
+    name = "raise-rotary"
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        """Raise every sum that rotates pairs of channels by a table of cosines and sines."""
+        PatternRewriteWalker(_RaiseSum(opset_of(op)), apply_recursively=False).rewrite_module(op)
+        region_dce(op.body)

@@ -1,0 +1,78 @@
+"""`split-weights`: which code book, group size and shift each weight is stored with.
+
+The bytes are not touched: the decision rests on the histogram of exponents that a declaration
+carries. A weight that the code book can't hold exactly stays plain FP16, with the reason.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from xdsl.context import Context
+from xdsl.dialects.builtin import IntegerAttr, ModuleOp, StringAttr, i64
+from xdsl.passes import ModulePass
+
+from speqc.dialects.speq import ViewOp, WeightOp
+from speqc.runtime.codebook import CODEBOOKS, EXPONENTS, CodeBook, Fit, fit, load_codebook
+from speqc.runtime.errors import SpeqcError
+
+EMBEDDING_ONLY = "embedding only"
+"""Why a table that no product reads is not split: a draft step would read the same rows."""
+
+
+def _fit(weight: WeightOp, book: CodeBook) -> Fit:
+    """Whether the book holds the weight, by its histogram."""
+    if weight.exponents is not None:
+        counts = np.array(weight.exponents.get_values(), np.int64)
+        zeros = 0 if weight.zeros is None else weight.zeros.value.data
+        return fit(book, counts, zeros)
+    if not book.scale_indexed:
+        raise SpeqcError(
+            f"weight @{weight.sym_name.data}: its declaration has no histogram of exponents, "
+            f"which the code book '{book.name}' needs"
+        )
+    return fit(book, np.zeros(EXPONENTS, np.int64), 0)
+
+
+def _split(weight: WeightOp, book: CodeBook, group_size: int) -> None:
+    found = _fit(weight, book)
+    if not found.ok:
+        weight.kept = StringAttr(found.reason)
+        return
+    weight.codebook = StringAttr(book.name)
+    weight.group_size = IntegerAttr(group_size, i64)
+    weight.shift = IntegerAttr(found.shift, i64) if found.shift else None
+
+
+@dataclass(frozen=True)
+class SplitWeightsPass(ModulePass):
+    """Give each weight that a product reads its code book, group size and shift.
+
+    `codebook`: sets, paper or naive. `group_size`: weights along K that share a draft scale.
+    """
+
+    name = "split-weights"
+
+    codebook: str = "sets"
+    group_size: int = 64
+
+    def apply(self, ctx: Context, op: ModuleOp) -> None:
+        """Decide for every weight of the module; decisions of an earlier run are made anew.
+
+        Raises:
+            SpeqcError: unknown code book, group size that is not positive, or no histogram.
+        """
+        if self.codebook not in CODEBOOKS:
+            known = ", ".join(CODEBOOKS)
+            raise SpeqcError(f"unknown code book '{self.codebook}': choose one of {known}")
+        if self.group_size < 1:
+            raise SpeqcError(f"group size must be positive, got {self.group_size}")
+        book = load_codebook(self.codebook)
+        read = {view.weight.string_value() for view in op.walk() if isinstance(view, ViewOp)}
+        for weight in op.body.block.ops:
+            if not isinstance(weight, WeightOp):
+                continue
+            weight.codebook = weight.group_size = weight.shift = weight.kept = None
+            if weight.sym_name.data in read:
+                _split(weight, book, self.group_size)
+            else:
+                weight.kept = StringAttr(EMBEDDING_ONLY)

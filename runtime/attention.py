@@ -1,0 +1,312 @@
+"""Decoder attention over a KV cache, with the rounding points of the graph it came from.
+
+For each query head and each row m (position past + m), over the positions t it sees:
+
+1. scores: q . k in FP32, ascending d, rounded to `score_dtype`; times `score_scale`, rounded;
+   soft-capped, c * tanh(s / c), rounded after each of its three operations;
+2. softmax: scores rounded to `softmax_dtype`; in FP32 the maximum, exp(s - maximum), their sum in
+   ascending t, and each quotient; rounded to `softmax_dtype`, then to `prob_dtype`;
+3. output: p . v in FP32, ascending t, rounded to `out_dtype`.
+
+Masked positions are never read, so they do nothing to the bits, whatever they hold. A row's result
+does not depend on the number of rows. `reference_kernels.attention` says the same slowly.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import DTypeLike, NDArray
+
+from speqc.runtime.elementary import tanh64
+from speqc.runtime.fp16 import element_of, raw, rounded, single_of
+from speqc.runtime.matmul import BLOCK, TILE_ROWS, accumulate, claim, clear, finish, share, wait
+from speqc.runtime.norms import softmax_in_place
+
+FloatArray = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class AttentionSpec:
+    """What an attention computes and where it rounds; every dtype is float16 or float32.
+
+    Attributes:
+        score_scale: factor of the scores, as `score_dtype` holds it, or None if the graph has none
+            (it may scale the queries and keys instead).
+        score_dtype: dtype of the scores.
+        softmax_dtype: dtype in which softmax takes its input and gives its output.
+        prob_dtype: dtype of the probabilities that multiply the values.
+        out_dtype: dtype of the result.
+        window: row m sees positions past + m - window < t <= past + m; None: all up to past + m.
+        softcap: bound c of the scores, c * tanh(s / c), or None.
+    """
+
+    score_scale: float | None = None
+    score_dtype: DTypeLike = np.float16
+    softmax_dtype: DTypeLike = np.float16
+    prob_dtype: DTypeLike = np.float16
+    out_dtype: DTypeLike = np.float16
+    window: int | None = None
+    softcap: float | None = None
+
+
+class KVCache:
+    """Keys and values of the positions so far, for one layer.
+
+    Attributes:
+        keys: [KV, T / 64, D, 64], the keys of 64 positions as a panel of columns.
+        values: [KV, ceil(DV / 64), T, 64], the values as panels with a row for each position.
+        length: number of positions held. Storage T grows by doubling, up to `capacity`.
+
+    Numbers lie as FP16 bits (uint16) or float32.
+    """
+
+    def __init__(
+        self,
+        kv_heads: int,
+        head_dim: int,
+        capacity: int,
+        dtype: DTypeLike = np.float16,
+        value_dim: int | None = None,
+    ) -> None:
+        self.kv_heads = kv_heads
+        self.head_dim = head_dim
+        self.value_dim = head_dim if value_dim is None else value_dim
+        self.capacity = capacity
+        self.dtype = np.dtype(dtype)
+        self.length = 0
+        self._allocate(min(capacity, 4 * BLOCK))
+
+    def append(self, keys: FloatArray, values: FloatArray) -> None:
+        """Add the keys [KV, M, D] and values [KV, M, DV] of the next M positions.
+
+        Both must have the cache's dtype. Raises ValueError for other shapes or dtypes, and if the
+        cache would hold more than `capacity` positions.
+        """
+        count = keys.shape[1]
+        if keys.shape != (self.kv_heads, count, self.head_dim):
+            raise ValueError(f"keys {keys.shape} do not fit a cache with {self.keys.shape}")
+        if values.shape != (self.kv_heads, count, self.value_dim):
+            raise ValueError(f"values {values.shape} do not fit a cache with {self.values.shape}")
+        if keys.dtype != self.dtype or values.dtype != self.dtype:
+            raise ValueError(f"a {self.dtype} cache takes no {keys.dtype} and {values.dtype}")
+        self._reserve(self.length + count)
+        _append(raw(keys), raw(values), self.keys, self.values, self.length)
+        self.length += count
+
+    def truncate(self, length: int) -> None:
+        """Forget all positions from `length` on; raises ValueError if there are fewer."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot truncate a cache of {self.length} positions to {length}")
+        self.length = length
+
+    def copy(self) -> "KVCache":
+        """Return an independent copy."""
+        other = KVCache(self.kv_heads, self.head_dim, self.capacity, self.dtype, self.value_dim)
+        other.keys, other.values, other.length = self.keys.copy(), self.values.copy(), self.length
+        return other
+
+    def _allocate(self, positions: int) -> None:
+        blocks = -(-positions // BLOCK)
+        element = np.uint16 if self.dtype == np.float16 else np.float32
+        value_blocks = -(-self.value_dim // BLOCK)
+        self.keys = np.zeros((self.kv_heads, blocks, self.head_dim, BLOCK), element)
+        self.values = np.zeros((self.kv_heads, value_blocks, blocks * BLOCK, BLOCK), element)
+
+    def _reserve(self, positions: int) -> None:
+        """Make room for `positions`, by doubling so that a long text is copied once on average."""
+        if positions > self.capacity:
+            raise ValueError(f"{positions} positions exceed the capacity {self.capacity}")
+        stored = self.keys.shape[1]
+        if positions <= stored * BLOCK:
+            return
+        keys, values = self.keys, self.values
+        self._allocate(min(max(positions, 2 * stored * BLOCK), self.capacity))
+        self.keys[:, :stored] = keys
+        self.values[:, :, : stored * BLOCK] = values
+
+
+@njit(cache=True, nogil=True)
+def _append(keys: Any, values: Any, key_panels: Any, value_panels: Any, length: int) -> None:
+    """Put new keys and values into their panels, from position `length` on."""
+    heads, count, width = keys.shape
+    for head in range(heads):
+        for m in range(count):
+            block, column = (length + m) // BLOCK, (length + m) % BLOCK
+            for d in range(width):
+                key_panels[head, block, d, column] = keys[head, m, d]
+            for d in range(values.shape[2]):
+                value_panels[head, d // BLOCK, length + m, d % BLOCK] = values[head, m, d]
+
+
+@njit(inline="always")
+def _adjust(row: NDArray[np.float32], scale: Any, cap: Any, scores_half: bool, half: bool) -> None:
+    """Turn the sums q . k of a row into scores, and these into softmax's input.
+
+    A `cap` of None stands for no soft cap. `half` is softmax's.
+    """
+    for t in range(row.size):
+        score = rounded(rounded(row[t], scores_half) * scale, scores_half)
+        if cap is not None:
+            bounded = np.float32(tanh64(rounded(score / cap, scores_half)))
+            score = rounded(rounded(bounded, scores_half) * cap, scores_half)
+        row[t] = rounded(score, half)
+
+
+@njit(inline="always")
+def _weigh(
+    rows: int,
+    weights: NDArray[np.float32],
+    values: Any,
+    start: int,
+    low: NDArray[np.int64],
+    high: NDArray[np.int64],
+    sums: NDArray[np.float32],
+) -> None:
+    """Put into sums[r] the values of positions low[r] to high[r], weighted, in ascending order.
+
+    `start` is the place of position 0 in `values`. All rows together take the positions that all
+    of them see, each by itself takes those before and after.
+    """
+    begin, end = low[0], high[0]
+    for r in range(rows):
+        begin = max(begin, low[r])
+        end = min(end, high[r])
+    end = max(begin, end)
+    stride = weights.shape[1]
+    clear(sums)
+    # Rows -1 and `rows` stand for all together, between the two passes over single rows.
+    for step in range(2 * rows + 1):
+        r = step if step < rows else step - rows - 1
+        taken, first, stop = 1, low[r], min(begin, high[r])
+        if step == rows:
+            taken, r, first, stop = rows, 0, begin, end
+        elif step > rows:
+            first, stop = end, high[r]
+        place = r * stride + first
+        where = start + first * BLOCK
+        accumulate(taken, weights, place, values, where, stop - first, sums, r * BLOCK)
+
+
+@njit(inline="always")
+def _score(
+    rows: int,
+    queries: NDArray[np.float32],
+    keys: Any,
+    first_block: int,
+    low: NDArray[np.int64],
+    high: NDArray[np.int64],
+    scores: NDArray[np.float32],
+) -> None:
+    """Put q . k into scores[r, t] for the blocks that hold positions low[r] to high[r].
+
+    `first_block` is the block of `keys` that holds position 0.
+    """
+    begin, end = low[0], high[0]
+    for r in range(rows):
+        begin = min(begin, low[r])
+        end = max(end, high[r])
+    width = queries.shape[1]
+    for block in range(begin // BLOCK, (end + BLOCK - 1) // BLOCK):
+        t = block * BLOCK
+        for r in range(rows):
+            for c in range(BLOCK):
+                scores[r, t + c] = 0.0
+        place = (first_block + block) * width * BLOCK
+        accumulate(rows, queries, np.int64(0), keys, place, width, scores, t)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _attend(
+    queries: Any,
+    keys: Any,
+    values: Any,
+    heads: int,
+    past: int,
+    window: int,
+    scale: Any,
+    cap: Any,
+    is_half: tuple[bool, bool, bool],
+    out: Any,
+    progress: NDArray[np.int64],
+) -> None:
+    """Fill out[H, M, DV]; `heads` is KV, `is_half` is for scores, softmax and probabilities.
+
+    The M * G rows of the G query heads that share a KV head are cut into tiles: pieces of work.
+    """
+    count, width = queries.shape[1], queries.shape[2]
+    blocks, stored = values.shape[0] // heads, values.shape[1]
+    group = queries.shape[0] // heads
+    tiles = (count * group + TILE_ROWS - 1) // TILE_ROWS
+    tile_queries = np.empty((TILE_ROWS, width), np.float32)
+    scores = np.empty((TILE_ROWS, stored), np.float32)
+    sums = np.empty((TILE_ROWS, BLOCK), np.float32)
+    low = np.empty(TILE_ROWS, np.int64)
+    high = np.empty(TILE_ROWS, np.int64)
+    while True:
+        piece = claim(progress)
+        if piece >= heads * tiles:
+            break
+        head = piece // tiles
+        first = piece % tiles * TILE_ROWS
+        rows = min(TILE_ROWS, count * group - first)
+        for r in range(rows):
+            m, member = (first + r) // group, (first + r) % group
+            high[r] = past + m + 1
+            low[r] = max(0, high[r] - window)
+            for d in range(width):
+                tile_queries[r, d] = single_of(queries[head * group + member, m, d])
+        _score(rows, tile_queries, keys, head * (stored // BLOCK), low, high, scores)
+        for r in range(rows):
+            row = scores[r, low[r] : high[r]]
+            _adjust(row, scale, cap, is_half[0], is_half[1])
+            softmax_in_place(row, is_half[1] or is_half[2])
+        for block in range(blocks):
+            place = (head * blocks + block) * stored * BLOCK
+            _weigh(rows, scores, values, place, low, high, sums)
+            columns = min(BLOCK, out.shape[2] - block * BLOCK)
+            for r in range(rows):
+                m, member = (first + r) // group, (first + r) % group
+                for c in range(columns):
+                    element = element_of(out, sums[r, c])
+                    out[head * group + member, m, block * BLOCK + c] = element
+        finish(progress)
+    wait(progress, heads * tiles)
+
+
+def attention(q: FloatArray, cache: KVCache, past: int, spec: AttentionSpec) -> FloatArray:
+    """Return softmax(q K^T) V, [H, M, DV], for the positions past to past + M - 1.
+
+    Args:
+        q: [H, M, D] queries, float16 or float32, scaled as the graph says; query head h uses KV
+            head h // (H / KV).
+        cache: keys and values of at least past + M positions, those of the M rows included.
+        past: position of the first row.
+        spec: what else the graph does, and where it rounds.
+
+    Raises ValueError if shapes do not fit.
+    """
+    heads, count, width = q.shape
+    if width != cache.head_dim or heads % cache.kv_heads:
+        raise ValueError(f"queries {q.shape} do not fit a cache with {cache.keys.shape}")
+    if past + count > cache.length:
+        raise ValueError(f"cache holds {cache.length} positions, not {past + count}")
+    halves = [dtype == np.float16 for dtype in (spec.score_dtype, spec.softmax_dtype)]
+    out = np.empty((heads, count, cache.value_dim), spec.out_dtype)
+    arguments = (
+        raw(q),
+        cache.keys.reshape(-1, width, BLOCK),
+        cache.values.reshape(-1, cache.values.shape[2], BLOCK),
+        cache.kv_heads,
+        past,
+        past + count if spec.window is None else spec.window,
+        np.float32(1.0 if spec.score_scale is None else spec.score_scale),
+        None if spec.softcap is None else np.float32(spec.softcap),
+        (*halves, spec.prob_dtype == np.float16),
+        raw(out),
+    )
+    pieces = cache.kv_heads * -(-count * (heads // cache.kv_heads) // TILE_ROWS)
+    products = heads * count * (past + count) * (width + cache.value_dim)
+    share(_attend, arguments, pieces, products)
+    return out

@@ -1,0 +1,233 @@
+"""Code books of the bit-sharing number format: which 4-bit codes may stand for which FP16 exponents.
+
+An FP16 weight (sign, 5-bit exponent, 10-bit mantissa) is stored as a draft nibble
+``F = sign << 3 | code`` and a 12-bit rest ``R = slot << 10 | mantissa``. In a table, code ``c`` owns at
+most four exponents in a fixed order, and ``slot`` says which of them the weight has, so (F, R) gives
+back the FP16 bits exactly. The draft reads F alone: ``sign * levels[code] * scale of its group``.
+A table is picked for each group by the leading bits of the group's own scale.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib.resources import files
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from speqc.runtime.errors import SpeqcError
+
+CLASSES = 128
+CODES = 8
+SLOTS = 4
+EXPONENTS = 32
+UNUSED = 255
+"""Marks a slot without an exponent in `CodeBook.exponents`."""
+
+_PAPER_TABLE = [[9], [0, 1, 2, 3], [11], [4, 5, 6, 7], [8], [10], [12, 13], [14, 15]]
+_NAIVE_TABLE = [[2 * code, 2 * code + 1] for code in range(CODES)]
+_PAPER_LEVEL_EXPONENTS = [9, 2, 11, 6, 8, 10, 12, 14]
+
+
+@dataclass(frozen=True, eq=False)
+class CodeBook:
+    """Levels and exponent tables of one number format.
+
+    Attributes:
+        name: what `load_codebook` calls it.
+        group_size: default number of weights along K that share a scale.
+        levels: float16[8], draft magnitude of each code before scaling. FP16, so that its product
+            with an FP16 activation is exact in FP32.
+        exponents: uint8[128, 8, 4], the FP16 exponent field for (class, code, slot), or `UNUSED`.
+    """
+
+    name: str
+    group_size: int
+    levels: NDArray[np.float16]
+    exponents: NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        self.levels.flags.writeable = False
+        self.exponents.flags.writeable = False
+
+    @cached_property
+    def scale_indexed(self) -> bool:
+        """Whether the table depends on the scale's class (if not, a weight has just one code)."""
+        return bool((self.exponents != self.exponents[0]).any())
+
+    @cached_property
+    def slots(self) -> NDArray[np.uint8]:
+        """uint8[128, 8, 32]: slot of (class, code, exponent), or `UNUSED` where it has none."""
+        slots = np.full((CLASSES, CODES, EXPONENTS), UNUSED, np.uint8)
+        for slot in range(SLOTS):
+            owned = self.exponents[:, :, slot]
+            classes, codes = np.nonzero(owned != UNUSED)
+            slots[classes, codes, owned[classes, codes]] = slot
+        slots.flags.writeable = False
+        return slots
+
+    @cached_property
+    def allowed(self) -> NDArray[np.uint8]:
+        """uint8[128, 32]: bit c is set where code c of the class owns the exponent."""
+        owns = self.slots != UNUSED
+        bits = np.uint8(1) << np.arange(CODES, dtype=np.uint8)
+        allowed = (owns * bits[:, None]).sum(axis=1, dtype=np.uint8)
+        allowed.flags.writeable = False
+        return allowed
+
+    @cached_property
+    def held(self) -> NDArray[np.uint32]:
+        """uint32[128]: bit e is set where some code of the class owns exponent e."""
+        bits = np.uint32(1) << np.arange(EXPONENTS, dtype=np.uint32)
+        held = ((self.allowed != 0) * bits).sum(axis=1, dtype=np.uint32)
+        held.flags.writeable = False
+        return held
+
+
+def scale_class(scale_bits: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """Table index 0..127 for FP16 scale patterns (any shape): sign, exponent, first mantissa bit."""
+    return np.asarray(scale_bits, np.uint16) >> np.uint16(9)
+
+
+@cache
+def load_codebook(name: str) -> CodeBook:
+    """The code book called `name`; the known ones are in `CODEBOOKS`.
+
+    Raises:
+        SpeqcError: there is no such code book.
+    """
+    if name not in CODEBOOKS:
+        known = ", ".join(CODEBOOKS)
+        raise SpeqcError(f"unknown code book {name!r}: choose one of {known}")
+    return CODEBOOKS[name]()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether a book can hold a tensor, and how.
+
+    Attributes:
+        ok: the tensor can be encoded without losing a bit.
+        shift: store w * 2^-shift; 0 where `ok` is false.
+        reason: why not, in words for the user; empty where `ok` is true.
+    """
+
+    ok: bool
+    shift: int
+    reason: str
+
+
+def fit(book: CodeBook, exponent_histogram: NDArray[np.int64], zeros: int) -> Fit:
+    """Find the smallest power of two that brings a tensor into the exponents that a book holds.
+
+    This is the per-tensor scaling of the paper's Algorithm 1, used only where it loses nothing: no
+    normal value may become subnormal, and a subnormal one cannot be halved at all (its lowest bit
+    may be set). Zeros stay zero.
+
+    Args:
+        book: the code book. A scale-indexed one holds every pattern and needs no shift.
+        exponent_histogram: int64[32], how many weights have each exponent field, zeros included.
+        zeros: how many weights are +0 or -0.
+    """
+    if book.scale_indexed:
+        return Fit(True, 0, "")
+    present = np.flatnonzero(exponent_histogram)
+    if not present.size:
+        return Fit(True, 0, "")
+    largest = int(present[-1])
+    if largest == EXPONENTS - 1:
+        return Fit(False, 0, f"it has Inf or NaN, which the {book.name} book cannot hold")
+    limit = int(book.held[0]).bit_length() - 1
+    shift = max(0, largest - limit)
+    if shift == 0:
+        return Fit(True, 0, "")
+    if exponent_histogram[0] > zeros:
+        return Fit(False, 0, f"dividing it by 2^{shift} would round its subnormal weights")
+    smallest = int(present[present > 0][0])
+    if smallest - shift < 1:
+        reason = (
+            f"its exponents {smallest}..{largest} span more than the {book.name} book's 1..{limit}:"
+            f" dividing by 2^{shift} would make its smallest weights subnormal"
+        )
+        return Fit(False, 0, reason)
+    return Fit(True, shift, "")
+
+
+def exponent_histogram(bits: NDArray[np.uint16]) -> tuple[NDArray[np.int64], int]:
+    """Count the exponent fields of FP16 patterns (any shape, memory-mapped or strided).
+
+    Returns:
+        int64[32] with the number of weights for each field (zeros count under 0), and the number of
+        zeros (+0 and -0).
+    """
+    counts = np.zeros(EXPONENTS + 1, np.int64)
+    if bits.flags.f_contiguous:
+        bits = bits.T
+    chunks = [bits] if bits.flags.c_contiguous or bits.ndim < 2 else bits
+    for chunk in chunks:
+        _count_exponents(np.ascontiguousarray(chunk).reshape(-1), counts)
+    return counts[:EXPONENTS], int(counts[EXPONENTS])
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _count_exponents(bits, counts):
+    for pattern in bits:
+        counts[(pattern >> 10) & 31] += 1
+        counts[32] += (pattern & 0x7FFF) == 0
+
+
+def parse_table(text: str) -> list[list[int]]:
+    """Read a table such as ``"0123 345e ..."``: a word for each code, a base-32 digit for each slot."""
+    return [[int(digit, 32) for digit in word] for word in text.split()]
+
+
+def format_table(table: list[list[int]]) -> str:
+    """Write a table of exponents 0..31 the way `parse_table` reads it."""
+    digits = "0123456789abcdefghijklmnopqrstuv"
+    return " ".join("".join(digits[exponent] for exponent in owned) for owned in table)
+
+
+def _padded(table: list[list[int]]) -> NDArray[np.uint8]:
+    padded = np.full((CODES, SLOTS), UNUSED, np.uint8)
+    for code, owned in enumerate(table):
+        padded[code, : len(owned)] = owned
+    return padded
+
+
+def _sets_book() -> CodeBook:
+    """Scale-indexed exponent sets, designed by ``tools/design_bank.py``.
+
+    A class without a designed table has the bijection {4c..4c+3}, which holds all 32 exponents.
+    """
+    bank = json.loads(files(__package__).joinpath("bank_sets.json").read_text("utf-8"))
+    design = bank["level_sets"]["free"]
+    exponents = np.empty((CLASSES, CODES, SLOTS), np.uint8)
+    exponents[:] = np.arange(EXPONENTS, dtype=np.uint8).reshape(CODES, SLOTS)
+    for index, text in design["classes"].items():
+        exponents[int(index)] = _padded(parse_table(text))
+    return CodeBook("sets", 64, np.array(design["levels"], np.float16), exponents)
+
+
+def _fixed_book(name: str, table: list[list[int]], level_exponents: list[int]) -> CodeBook:
+    levels = np.ldexp(1.0, np.array(level_exponents) - 15).astype(np.float16)
+    return CodeBook(name, 128, levels, np.broadcast_to(_padded(table), (CLASSES, CODES, SLOTS)).copy())
+
+
+def _paper_book() -> CodeBook:
+    """The paper's remapped E3M0 (arXiv 2510.18525): exponents 9 and 11 have codes of their own.
+
+    They take codes 000 and 010, whose exponents move to 001 and 011. The levels (the power of two
+    that the nibble means: 2^(2c - 15), and 2^(9 - 15), 2^(11 - 15) for the two remapped codes) and
+    the layout of the rest are our reconstruction. Holds exponents 0..15 only.
+    """
+    return _fixed_book("paper", _PAPER_TABLE, _PAPER_LEVEL_EXPONENTS)
+
+
+def _naive_book() -> CodeBook:
+    """Plain E3M0, the control: code = exponent >> 1, level 2^(2c - 15). Holds exponents 0..15 only."""
+    return _fixed_book("naive", _NAIVE_TABLE, [2 * code for code in range(CODES)])
+
+
+CODEBOOKS = {"sets": _sets_book, "paper": _paper_book, "naive": _naive_book}
+"""Known code books by name."""

@@ -1,0 +1,221 @@
+"""FP16 and FP32 as bits: conversions and bit casts that numba inlines into its kernels.
+
+The conversions are IEEE 754's (round to nearest, ties to even; subnormals, infinities and NaN
+included). They exist as emitters of LLVM code, which serve scalars and vectors alike and take the
+processor's own instruction where there is one, as numba functions on scalars, and for arrays
+(`to_single`, `to_half`: many times faster than NumPy's `astype`).
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+_FLOAT = ir.FloatType()
+_HALF = ir.HalfType()
+_I16 = ir.IntType(16)
+_I32 = ir.IntType(32)
+
+_HALF_DTYPE = np.dtype(np.float16)
+_SINGLE_DTYPE = np.dtype(np.float32)
+
+_BITS_OF_HALF = 0x3F000000
+_BITS_OF_TWO_TO_112 = 0x77800000
+_LEAST_NORMAL_HALF = 0x38800000
+_PAST_LARGEST_HALF = 0x47800000
+_SINGLE_INFINITY = 0x7F800000
+
+
+def _like(value: Any, element: ir.Type) -> ir.Type:
+    """Return `element`, or a vector of it as long as the vector `value`."""
+    if isinstance(value.type, ir.VectorType):
+        return ir.VectorType(element, value.type.count)
+    return element
+
+
+def _integer(value: Any, number: int) -> ir.Constant:
+    """Return the constant `number` in the type of `value`, repeated if that is a vector."""
+    if isinstance(value.type, ir.VectorType):
+        return ir.Constant(value.type, [number] * value.type.count)
+    return ir.Constant(value.type, number)
+
+
+def has_half_instructions(context: Any) -> bool:
+    """Say whether the processor that `context` compiles for converts FP16 by itself.
+
+    Elsewhere LLVM would call a library function that a just-in-time program does not find.
+    """
+    triple, _name, features = context.codegen().magic_tuple()
+    return "+f16c" in features or triple.startswith(("aarch64", "arm64"))
+
+
+def emit_extend_portable(builder: Any, bits: Any) -> Any:
+    """Emit FP16 bits (i16, scalar or vector) -> FP32 with integer arithmetic only."""
+    wide = builder.zext(bits, _like(bits, _I32))
+    magnitude = builder.and_(wide, _integer(wide, 0x7FFF))
+    sign = builder.shl(builder.xor(wide, magnitude), _integer(wide, 16))
+    shifted = builder.shl(magnitude, _integer(wide, 13))
+    # Exact for normal and subnormal patterns: only the exponent's bias differs.
+    single = _like(bits, _FLOAT)
+    factor = builder.bitcast(_integer(wide, _BITS_OF_TWO_TO_112), single)
+    finite = builder.bitcast(builder.fmul(builder.bitcast(shifted, single), factor), wide.type)
+    special = builder.or_(shifted, _integer(wide, _SINGLE_INFINITY))
+    is_finite = builder.icmp_unsigned("<", magnitude, _integer(wide, 0x7C00))
+    return builder.bitcast(builder.or_(sign, builder.select(is_finite, finite, special)), single)
+
+
+def emit_truncate_portable(builder: Any, value: Any) -> Any:
+    """Emit FP32 (scalar or vector) -> FP16 bits (i16) with integer arithmetic and one addition."""
+    bits = builder.bitcast(value, _like(value, _I32))
+    magnitude = builder.and_(bits, _integer(bits, 0x7FFFFFFF))
+    sign = builder.lshr(builder.xor(bits, magnitude), _integer(bits, 16))
+
+    rest = builder.and_(builder.lshr(magnitude, _integer(bits, 13)), _integer(bits, 1))
+    rounded = builder.add(builder.add(magnitude, rest), _integer(bits, 0xFFF))
+    rebiased = builder.sub(rounded, _integer(bits, 112 << 23))
+    normal = builder.lshr(rebiased, _integer(bits, 13))
+
+    # One half is 2^24 subnormal steps of FP16, so the addition rounds to just such a step.
+    half = _integer(bits, _BITS_OF_HALF)
+    total = builder.fadd(builder.bitcast(magnitude, value.type), builder.bitcast(half, value.type))
+    subnormal = builder.sub(builder.bitcast(total, bits.type), half)
+
+    is_nan = builder.icmp_unsigned(">", magnitude, _integer(bits, _SINGLE_INFINITY))
+    special = builder.select(is_nan, _integer(bits, 0x7E00), _integer(bits, 0x7C00))
+    is_small = builder.icmp_unsigned("<", magnitude, _integer(bits, _LEAST_NORMAL_HALF))
+    is_large = builder.icmp_unsigned(">=", magnitude, _integer(bits, _PAST_LARGEST_HALF))
+    result = builder.select(is_large, special, builder.select(is_small, subnormal, normal))
+    return builder.trunc(builder.or_(sign, result), _like(value, _I16))
+
+
+def emit_extend(context: Any, builder: Any, bits: Any) -> Any:
+    """Emit FP16 bits (i16, scalar or vector) -> FP32, exactly, for `context`'s processor."""
+    if not has_half_instructions(context):
+        return emit_extend_portable(builder, bits)
+    return builder.fpext(builder.bitcast(bits, _like(bits, _HALF)), _like(bits, _FLOAT))
+
+
+def emit_truncate(context: Any, builder: Any, value: Any) -> Any:
+    """Emit FP32 (scalar or vector) -> FP16 bits (i16), rounded once, for `context`'s processor."""
+    if not has_half_instructions(context):
+        return emit_truncate_portable(builder, value)
+    return builder.bitcast(builder.fptrunc(value, _like(value, _HALF)), _like(value, _I16))
+
+
+def inlined(source: Any, target: Any, emit: Any) -> Any:
+    """Return a numba function source -> target that inlines what `emit` emits."""
+
+    def typing(_context: Any, _value: Any) -> Any:
+        def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+            return emit(context, builder, arguments[0])
+
+        return target(source), codegen
+
+    return intrinsic(typing)
+
+
+def _reading_bits_as(target: Any) -> Any:
+    """Return an emitter that reads a scalar's bits as the numba type `target`."""
+    return lambda context, builder, value: builder.bitcast(value, context.get_value_type(target))
+
+
+half_to_single = inlined(types.uint16, types.float32, emit_extend)
+single_to_half = inlined(types.float32, types.uint16, emit_truncate)
+half_to_single_portable = inlined(
+    types.uint16, types.float32, lambda _context, builder, bits: emit_extend_portable(builder, bits)
+)
+single_to_half_portable = inlined(
+    types.float32,
+    types.uint16,
+    lambda _context, builder, value: emit_truncate_portable(builder, value),
+)
+bits_of_double = inlined(types.float64, types.int64, _reading_bits_as(types.int64))
+double_of_bits = inlined(types.int64, types.float64, _reading_bits_as(types.float64))
+
+
+@njit(inline="always")
+def rounded(value: Any, is_half: bool) -> Any:
+    """Return an FP32 number, rounded to what FP16 holds if `is_half`."""
+    return half_to_single(single_to_half(value)) if is_half else value
+
+
+@intrinsic
+def single_of(_context: Any, element: Any) -> Any:
+    """Return an array's element as FP32: FP16 bits (uint16) are extended, float32 is kept."""
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        is_half = element == types.uint16
+        return emit_extend(context, builder, arguments[0]) if is_half else arguments[0]
+
+    return types.float32(element), codegen
+
+
+@intrinsic
+def element_of(_context: Any, array: Any, value: Any) -> Any:
+    """Return an FP32 `value` as an element of `array`: rounded to FP16 bits if that is uint16."""
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        is_half = array.dtype == types.uint16
+        return emit_truncate(context, builder, arguments[1]) if is_half else arguments[1]
+
+    return array.dtype(array, types.float32), codegen
+
+
+@njit(cache=True, nogil=True)
+def _extend_array(bits: NDArray[np.uint16], out: NDArray[np.float32]) -> None:
+    for i in range(bits.size):
+        out[i] = half_to_single(bits[i])
+
+
+@njit(cache=True, nogil=True)
+def _truncate_array(values: NDArray[np.float32], out: NDArray[np.uint16]) -> None:
+    for i in range(values.size):
+        out[i] = single_to_half(values[i])
+
+
+def raw(x: NDArray[np.floating[Any]]) -> NDArray[Any]:
+    """Return an array as kernels take it, contiguous: FP16 as its bits (uint16), FP32 as it is.
+
+    It is a view of `x` if that is contiguous. Raises TypeError for another dtype.
+    """
+    contiguous = x if x.flags.c_contiguous else x.copy()
+    if x.dtype == _HALF_DTYPE:
+        return contiguous.view(np.uint16)
+    if x.dtype == _SINGLE_DTYPE:
+        return contiguous
+    raise TypeError(f"expected float16 or float32, not {x.dtype}")
+
+
+def to_single(x: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    """Return an FP16 or FP32 array as FP32, contiguous; `x` itself where it is that already.
+
+    Raises TypeError for another dtype.
+    """
+    elements = raw(x)
+    if x.dtype == _SINGLE_DTYPE:
+        return elements
+    out = np.empty(x.shape, np.float32)
+    _extend_array(elements.reshape(-1), out.reshape(-1))
+    return out
+
+
+def to_half(x: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
+    """Return an FP16 or FP32 array as FP16, contiguous, each number rounded once.
+
+    What is too large becomes infinite, without a warning. Returns `x` itself where it is FP16 and
+    contiguous already; raises TypeError for another dtype.
+    """
+    elements = raw(x)
+    if x.dtype == _HALF_DTYPE:
+        return elements.view(np.float16)
+    out = np.empty(x.shape, np.float16)
+    _truncate_array(elements.reshape(-1), out.reshape(-1).view(np.uint16))
+    return out
+
+
+def to_dtype(x: NDArray[np.floating[Any]], dtype: Any) -> NDArray[np.floating[Any]]:
+    """Return an FP16 or FP32 array in `dtype`, one of the two."""
+    return to_half(x) if dtype == _HALF_DTYPE else to_single(x)

@@ -1,0 +1,230 @@
+"""Storage layout of bit-shared weights: the planes that lie in a file and that the array streams.
+
+Columns go in blocks of 64, the width of the PE array (N padded to a multiple of 64 with zero bytes),
+and block by block each plane lies in ascending k, so that the array reads it front to back:
+
+- draft: uint8[NB, K, 32], two nibbles F a byte, the even column in the low one;
+- rest: uint8[NB, K, 96], two 12-bit values R in three bytes, little endian, the even column first;
+- scales: float16[NB, ceil(K / group_size), 64].
+"""
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from speqc.runtime.bsfp import (
+    BLOCK,
+    Encoded,
+    check_arguments,
+    draft_patterns,
+    encode_block,
+    for_each,
+    full_exponents,
+    row_weights,
+)
+from speqc.runtime.codebook import CodeBook, scale_class
+
+_jit = numba.njit(cache=True, nogil=True, error_model="numpy")
+
+DRAFT_BYTES = BLOCK // 2
+"""Bytes of the draft plane for one k of one block."""
+
+REST_BYTES = BLOCK * 3 // 2
+"""Bytes of the rest plane for one k of one block."""
+
+
+@dataclass(frozen=True)
+class Planes:
+    """A bit-shared weight [K, N] as it is stored; the number of columns N is kept by the caller.
+
+    Attributes:
+        draft: uint8[NB, K, 32].
+        rest: uint8[NB, K, 96].
+        scales: float16[NB, ceil(K / group_size), 64], signs as in `bsfp.Encoded`.
+        group_size: weights along K that share a scale.
+    """
+
+    draft: NDArray[np.uint8]
+    rest: NDArray[np.uint8]
+    scales: NDArray[np.float16]
+    group_size: int
+
+
+def empty_planes(k: int, n: int, group_size: int) -> Planes:
+    """Planes for a [k, n] weight, not yet filled."""
+    blocks = -(-n // BLOCK)
+    return Planes(
+        np.empty((blocks, k, DRAFT_BYTES), np.uint8),
+        np.empty((blocks, k, REST_BYTES), np.uint8),
+        np.empty((blocks, -(-k // group_size), BLOCK), np.float16),
+        group_size,
+    )
+
+
+def encode_to_planes(
+    bits: NDArray[np.uint16],
+    book: CodeBook,
+    group_size: int,
+    shift: int = 0,
+    importance: NDArray[np.float32] | None = None,
+    out: Planes | None = None,
+) -> Planes:
+    """Encode FP16 patterns and pack them, 64 columns at a time: little memory beside the result.
+
+    A slice of columns that starts at a multiple of 64 gives the same bytes as that part of the whole
+    weight does, so a caller may also stream slices of a memory-mapped tensor.
+
+    Args:
+        bits: uint16[K, N] FP16 patterns (any strides, may be memory-mapped).
+        book, group_size, shift, importance: as in `bsfp.encode`.
+        out: planes to fill (`empty_planes`, or views of a file); new ones if None.
+
+    Raises:
+        SpeqcError: as `bsfp.encode`.
+    """
+    check_arguments(bits, book, group_size, shift)
+    k, n = bits.shape
+    weights = row_weights(importance, k)
+    planes = empty_planes(k, n, group_size) if out is None else out
+
+    def encode_and_pack(block: int) -> None:
+        columns = slice(block * BLOCK, (block + 1) * BLOCK)
+        encoded = encode_block(bits[:, columns], book, group_size, shift, weights)
+        _pack_block(encoded.codes, encoded.rest, planes.draft[block], planes.rest[block])
+        planes.scales[block] = encoded.scales
+
+    for_each(range(len(planes.draft)), encode_and_pack)
+    return planes
+
+
+def pack(encoded: Encoded) -> Planes:
+    """Lay an encoded weight out for storage."""
+    k, n = encoded.codes.shape
+    planes = empty_planes(k, n, encoded.group_size)
+
+    def pack_columns(block: int) -> None:
+        columns = slice(block * BLOCK, (block + 1) * BLOCK)
+        _pack_block(
+            _padded(encoded.codes[:, columns]),
+            _padded(encoded.rest[:, columns]),
+            planes.draft[block],
+            planes.rest[block],
+        )
+        planes.scales[block] = _padded(encoded.scales[:, columns])
+
+    for_each(range(len(planes.draft)), pack_columns)
+    return planes
+
+
+def unpack(planes: Planes, n: int) -> Encoded:
+    """The encoded weight with its n columns: the inverse of `pack`."""
+    _check_columns(planes, n)
+    blocks, k, _ = planes.draft.shape
+    codes = np.empty((k, blocks * BLOCK), np.uint8)
+    rest = np.empty((k, blocks * BLOCK), np.uint16)
+
+    def unpack_columns(block: int) -> None:
+        columns = slice(block * BLOCK, (block + 1) * BLOCK)
+        _unpack_block(planes.draft[block], planes.rest[block], codes[:, columns], rest[:, columns])
+
+    for_each(range(blocks), unpack_columns)
+    scales = planes.scales.transpose(1, 0, 2).reshape(planes.scales.shape[1], blocks * BLOCK)
+    parts = (np.ascontiguousarray(part[:, :n]) for part in (codes, rest, scales))
+    return Encoded(*parts, planes.group_size)
+
+
+def full_panels(planes: Planes, book: CodeBook, n: int, shift: int = 0) -> NDArray[np.uint16]:
+    """The exact FP16 patterns as panels uint16[NB, K, 64]; zero in the columns beyond n."""
+    _check_columns(planes, n)
+    panels = np.zeros((*planes.draft.shape[:2], BLOCK), np.uint16)
+    exponents = full_exponents(book, shift)
+    classes = scale_class(planes.scales.view(np.uint16))
+
+    def fill(block: int) -> None:
+        columns = min(BLOCK, n - block * BLOCK)
+        _full_block(
+            planes.draft[block],
+            planes.rest[block],
+            classes[block],
+            planes.group_size,
+            exponents,
+            columns,
+            panels[block],
+        )
+
+    for_each(range(len(panels)), fill)
+    return panels
+
+
+def draft_panels(planes: Planes, book: CodeBook, n: int) -> NDArray[np.uint16]:
+    """FP16 patterns of sign * level as panels uint16[NB, K, 64]; zero in the columns beyond n.
+
+    A group's sum of products with these times the magnitude of its scale is the draft's partial sum.
+    """
+    _check_columns(planes, n)
+    panels = np.zeros((*planes.draft.shape[:2], BLOCK), np.uint16)
+    patterns = draft_patterns(book)
+
+    def fill(block: int) -> None:
+        _draft_block(planes.draft[block], patterns, min(BLOCK, n - block * BLOCK), panels[block])
+
+    for_each(range(len(panels)), fill)
+    return panels
+
+
+def _check_columns(planes: Planes, n: int) -> None:
+    blocks = len(planes.draft)
+    if -(-n // BLOCK) != blocks:
+        raise ValueError(f"planes of {blocks} blocks cannot have {n} columns")
+
+
+def _padded(part):
+    """`part` [rows, up to 64] with zero columns appended to make 64."""
+    padded = np.zeros((len(part), BLOCK), part.dtype)
+    padded[:, : part.shape[1]] = part
+    return padded
+
+
+@_jit
+def _pack_block(codes, rest, draft, remainder):
+    for k in range(codes.shape[0]):
+        for pair in range(codes.shape[1] // 2):
+            draft[k, pair] = codes[k, 2 * pair] | codes[k, 2 * pair + 1] << 4
+            even = rest[k, 2 * pair]
+            odd = rest[k, 2 * pair + 1]
+            remainder[k, 3 * pair] = even & 0xFF
+            remainder[k, 3 * pair + 1] = even >> 8 | (odd & 0xF) << 4
+            remainder[k, 3 * pair + 2] = odd >> 4
+
+
+@_jit
+def _unpack_block(draft, remainder, codes, rest):
+    for k in range(draft.shape[0]):
+        for pair in range(draft.shape[1]):
+            codes[k, 2 * pair] = draft[k, pair] & 0xF
+            codes[k, 2 * pair + 1] = draft[k, pair] >> 4
+            middle = np.int64(remainder[k, 3 * pair + 1])
+            rest[k, 2 * pair] = remainder[k, 3 * pair] | (middle & 0xF) << 8
+            rest[k, 2 * pair + 1] = middle >> 4 | np.int64(remainder[k, 3 * pair + 2]) << 4
+
+
+@_jit
+def _full_block(draft, remainder, classes, size, exponents, columns, panel):
+    for k in range(draft.shape[0]):
+        group = classes[k // size]
+        for n in range(columns):
+            nibble = np.int64(draft[k, n >> 1]) >> (n & 1) * 4 & 0xF
+            first = 3 * (n >> 1) + (n & 1)
+            pair = np.int64(remainder[k, first]) | np.int64(remainder[k, first + 1]) << 8
+            rest = pair >> (n & 1) * 4 & 0xFFF
+            index = np.int64(group[n]) * 32 + (nibble & 7) * 4 + (rest >> 10)
+            panel[k, n] = nibble >> 3 << 15 | exponents[index] | rest & 1023
+
+
+@_jit
+def _draft_block(draft, patterns, columns, panel):
+    for k in range(draft.shape[0]):
+        for n in range(columns):
+            panel[k, n] = patterns[draft[k, n >> 1] >> (n & 1) * 4 & 0xF]

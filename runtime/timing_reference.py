@@ -1,0 +1,133 @@
+"""The timing rules of ``timing`` block by block: slow, obvious, the measure of the closed form."""
+
+from collections.abc import Sequence
+
+from speqc.runtime.target import Target
+from speqc.runtime.timing import (
+    Array,
+    Bound,
+    Load,
+    Op,
+    OpTiming,
+    StepTiming,
+    Store,
+    SwitchMode,
+    Vector,
+    check_step,
+)
+
+
+def time_step_by_blocks(ops: Sequence[Op], target: Target) -> StepTiming:
+    """Time a step by placing every block of every stream. Raises ValueError as ``time_step``."""
+    check_step(ops)
+    reference = _Reference(ops, target)
+    for index, op in enumerate(ops):
+        reference.place(index, op)
+    timings = tuple(reference.timings[index] for index in range(len(ops)))
+    cycles = max((timing.ready for timing in timings), default=0)
+    return StepTiming(cycles, timings, *(reference.busy[unit] for unit in reference.busy))
+
+
+class _Reference:
+    """All that has happened so far; ``released`` lists every block of the step in order of use."""
+
+    def __init__(self, ops: Sequence[Op], target: Target) -> None:
+        self.ops = ops
+        self.target = target
+        self.free = {"dram": 0, "array": 0, "vector": 0}
+        self.busy = {"dram": 0, "array": 0, "vector": 0}
+        self.released: list[int] = []
+        self.issued: dict[int, int] = {}
+        self.last_start = 0
+        self.timings: dict[int, OpTiming] = {}
+
+    def hold(self, unit: str, earliest: int, cycles: int) -> int:
+        """Hold a unit for ``cycles`` once it is free, not before ``earliest``; give the end."""
+        self.free[unit] = max(self.free[unit], earliest) + cycles
+        self.busy[unit] += cycles
+        return self.free[unit]
+
+    def place(self, index: int, op: Op) -> None:
+        if isinstance(op, Load):
+            self.issued[index] = self.last_start
+        elif isinstance(op, Store):
+            end = self.hold("dram", self.results(op.after), op.cycles)
+            self.timings[index] = OpTiming(end - op.cycles, end, end, "dram")
+        elif isinstance(op, SwitchMode):
+            self.compute(index, "array", None, [op.cycles], 0, 0, (), 0, 0)
+        elif isinstance(op, Vector):
+            drain = self.target.vector_latency_cycles
+            spill = op.read_cycles, op.write_cycles
+            self.compute(index, "vector", None, [op.cycles], 0, drain, op.after, *spill)
+        else:
+            self.place_array(index, op)
+
+    def place_array(self, index: int, op: Array) -> None:
+        blocks = 1
+        if op.load is not None:
+            load = self.ops[op.load]
+            assert isinstance(load, Load)
+            blocks = load.blocks
+        work = [op.block_cycles] * (blocks - 1) + [op.last_block_cycles]
+        spill = op.read_cycles, op.write_cycles
+        self.compute(index, op.unit, op.load, work, op.lead, op.drain, op.after, *spill)
+
+    def results(self, after: tuple[int, ...]) -> int:
+        return max((self.timings[index].ready for index in after), default=0)
+
+    def compute(
+        self,
+        index: int,
+        unit: Bound,
+        load: int | None,
+        work: list[int],
+        lead: int,
+        drain: int,
+        after: tuple[int, ...],
+        read_cycles: int,
+        write_cycles: int,
+    ) -> None:
+        dram_before = self.busy["dram"]
+        ready = self.results(after)
+        if read_cycles:
+            ready = self.hold("dram", ready, read_cycles) + self.target.dram_latency_cycles
+        usable = [0] * len(work)
+        starts = []
+        transfers = []
+        for block, cycles in enumerate(work):
+            if load is not None:
+                transfers.append(self.transfer(load, block))
+                usable[block] = transfers[-1] + self.target.dram_latency_cycles
+            if block == 0:
+                cycles += lead
+            end = self.hold(unit, max(usable[block], ready), cycles)
+            starts.append(end - cycles)
+            if load is not None:
+                self.released.append(end)
+        if load is not None:
+            self.time_load(load, transfers)
+        end = self.free[unit]
+        ready = end + drain
+        if write_cycles:
+            ready = self.hold("dram", ready, write_cycles)
+        worked = lead + sum(work)
+        bound = "dram" if self.busy["dram"] - dram_before > worked else unit
+        self.last_start = starts[0]
+        self.timings[index] = OpTiming(starts[0], end, ready, bound)
+
+    def transfer(self, load_index: int, block: int) -> int:
+        """Transfer one block into the next bank of the ring; give the end."""
+        banks = self.target.weight_sram_banks
+        bank_free = self.released[-banks] if len(self.released) >= banks else 0
+        cycles = self.block_cycles(load_index, block)
+        return self.hold("dram", max(bank_free, self.issued[load_index]), cycles)
+
+    def block_cycles(self, load_index: int, block: int) -> int:
+        load = self.ops[load_index]
+        assert isinstance(load, Load)
+        return load.last_block_cycles if block == load.blocks - 1 else load.block_cycles
+
+    def time_load(self, load: int, transfers: list[int]) -> None:
+        start = transfers[0] - self.block_cycles(load, 0)
+        end = transfers[-1]
+        self.timings[load] = OpTiming(start, end, end + self.target.dram_latency_cycles, "dram")

@@ -1,0 +1,276 @@
+"""The artifact on disk: a folder with a program, its weights, and a manifest that vouches for them.
+
+It is written beside its final name and renamed when complete. Loading checks format version and
+digests and that the program is legal; nothing in the folder is executed but the program.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from xdsl.context import Context
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.parser import Parser
+from xdsl.utils.exceptions import DiagnosticException, ParseError
+
+from speqc.dump_ir import print_module
+from speqc.opt import describe_ir_error
+from speqc.pipeline import pass_class
+from speqc.runtime.errors import SpeqcError
+from speqc.runtime.module_attributes import module_context, module_target
+from speqc.tensor_store import StoredTensor, file_digest
+from speqc.universe import SPEQC_UNIVERSE
+from speqc.weight_writer import write_weights
+
+FORMAT = "speqc artifact"
+VERSION = 1
+PROGRAM, WEIGHTS, TOKENIZER, MANIFEST = (
+    "program.mlir",
+    "weights.safetensors",
+    "tokenizer.json",
+    "manifest.json",
+)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A loaded artifact: the verified program, and where the other files lie."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+    program: ModuleOp
+    weights: Path
+    tokenizer: Path | None
+
+    @property
+    def context(self) -> int:
+        """Positions that the caches can hold."""
+        return module_context(self.program)
+
+    @property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Tokens that end a text."""
+        return frozenset(self.manifest["text"]["eos_token_ids"])
+
+    @property
+    def chat_template(self) -> str | None:
+        """The model's chat template, in Jinja."""
+        return self.manifest["text"]["chat_template"]
+
+    @property
+    def special_tokens(self) -> Mapping[str, str]:
+        """What the chat template may call special tokens by, such as `bos_token`."""
+        return self.manifest["text"]["special_tokens"]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What goes into an artifact beside program and weights.
+
+    Attributes:
+        files: SHA-256 of each file of the model, by name.
+        options: how it was compiled.
+        eos_token_ids, chat_template, special_tokens: as in `Artifact`.
+        tokenizer: the `tokenizer.json` to copy.
+    """
+
+    files: Mapping[str, str]
+    options: Mapping[str, Any]
+    eos_token_ids: tuple[int, ...] = ()
+    chat_template: str | None = None
+    special_tokens: Mapping[str, str] | None = None
+    tokenizer: Path | None = None
+
+
+def check_destination(path: Path) -> None:
+    """Raise SpeqcError unless `path` is free for an artifact, or holds one that may go."""
+    if not path.absolute().parent.is_dir():
+        raise SpeqcError(f"{path}: the folder {path.parent} does not exist")
+    if os.path.lexists(path) and not is_artifact(path):
+        raise SpeqcError(f"{path}: exists and is no speqc artifact; it is not replaced")
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a folder says that it is an artifact, of whatever version."""
+    try:
+        return json.loads((path / MANIFEST).read_bytes()).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def write_artifact(
+    path: Path,
+    program: ModuleOp,
+    tensors: Mapping[str, StoredTensor],
+    origin: Origin,
+    advance: Callable[[int], None],
+) -> None:
+    """Write a `pe` program with its weights; the same input gives the same bytes.
+
+    `advance` as in `weight_writer.write_weights`. Leaves nothing behind where it raises.
+    """
+    with _folder_in_the_making(path) as folder:
+        (folder / PROGRAM).write_text(print_module(program), encoding="utf-8")
+        proved = write_weights(folder / WEIGHTS, program, tensors, advance)
+        if origin.tokenizer is not None:
+            shutil.copyfile(origin.tokenizer, folder / TOKENIZER)
+        manifest = _manifest(program, origin, proved, folder)
+        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def _manifest(program: ModuleOp, origin: Origin, proved: int, folder: Path) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "source": {name: f"sha256:{digest}" for name, digest in origin.files.items()},
+        "options": dict(origin.options),
+        "target": asdict(module_target(program)),
+        "text": {
+            "eos_token_ids": list(origin.eos_token_ids),
+            "chat_template": origin.chat_template,
+            "special_tokens": dict(origin.special_tokens or {}),
+        },
+        "lossless": {"verified": True, "weights": proved},
+        "files": {
+            file.name: {"bytes": file.stat().st_size, "digest": f"sha256:{file_digest(file)}"}
+            for file in sorted(folder.iterdir())
+        },
+    }
+
+
+@contextmanager
+def _folder_in_the_making(path: Path) -> Iterator[Path]:
+    """A new folder beside `path` that takes its name at the end, or goes."""
+    check_destination(path)
+    making = path.with_name(f".{path.name}.{os.getpid()}.part")
+    making.mkdir()
+    try:
+        yield making
+        _put_in_place(making, path)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def _put_in_place(making: Path, path: Path) -> None:
+    if not os.path.lexists(path):
+        making.rename(path)
+        return
+    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    path.rename(old)
+    making.rename(path)
+    if old.is_symlink():
+        old.unlink()
+    else:
+        shutil.rmtree(old)
+
+
+def load_artifact(path: Path) -> Artifact:
+    """Read and check an artifact.
+
+    Raises SpeqcError, one line, where the folder is no artifact, has another format version, is
+    damaged or incomplete, or holds a program that is not legal.
+    """
+    manifest = _read_manifest(path)
+    files = manifest["files"]
+    with ThreadPoolExecutor(1) as pool:
+        weights = pool.submit(_check_file, path, WEIGHTS, files[WEIGHTS])
+        for name in files.keys() - {WEIGHTS}:
+            _check_file(path, name, files[name])
+        program = _read_program(path / PROGRAM)
+        weights.result()
+    tokenizer = path / TOKENIZER if TOKENIZER in files else None
+    return Artifact(path, manifest, program, path / WEIGHTS, tokenizer)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise SpeqcError(f"{path}: there is no such artifact")
+    if not is_artifact(path):
+        raise SpeqcError(f"{path}: not a speqc artifact (a folder that 'speqc compile' writes)")
+    manifest = json.loads((path / MANIFEST).read_bytes())
+    if manifest.get("version") != VERSION:
+        raise SpeqcError(
+            f"{path}: has format version {manifest.get('version')!r}, this speqc reads version "
+            f"{VERSION}: compile the model again"
+        )
+    if not _is_complete(manifest):
+        raise SpeqcError(f"{path}: {MANIFEST} is damaged: compile the model again")
+    return manifest
+
+
+def _is_complete(manifest: Mapping[str, Any]) -> bool:
+    """Whether the fields that a load reads are there, with the types that it expects."""
+    match manifest:
+        case {
+            "files": dict(files),
+            "text": {
+                "eos_token_ids": list(ids),
+                "chat_template": str() | None,
+                "special_tokens": dict(names),
+            },
+        }:
+            return (
+                {PROGRAM, WEIGHTS} <= files.keys() <= {PROGRAM, WEIGHTS, TOKENIZER}
+                and all(isinstance(item, int) for item in ids)
+                and all(isinstance(name, str) for name in names.values())
+                and all(_is_file_entry(entry) for entry in files.values())
+            )
+    return False
+
+
+def _is_file_entry(entry: object) -> bool:
+    match entry:
+        case {"bytes": int(), "digest": str()}:
+            return True
+    return False
+
+
+def _check_file(folder: Path, name: str, expected: Mapping[str, Any]) -> None:
+    file = folder / name
+    if not file.is_file():
+        raise SpeqcError(f"{folder}: {name} is missing: compile the model again")
+    size = file.stat().st_size
+    if size != expected["bytes"]:
+        raise SpeqcError(
+            f"{folder}: {name} is damaged: it has {size} bytes, the manifest says "
+            f"{expected['bytes']}: compile the model again"
+        )
+    if f"sha256:{file_digest(file)}" != expected["digest"]:
+        raise SpeqcError(
+            f"{folder}: {name} is damaged: its digest is not the manifest's: "
+            "compile the model again"
+        )
+
+
+def new_context() -> Context:
+    """A context that knows what IR of ours is made of."""
+    from xdsl.dialects.builtin import Builtin
+    from xdsl.dialects.func import Func
+
+    context = Context()
+    context.load_dialect(Builtin)
+    context.load_dialect(Func)
+    for name, factory in SPEQC_UNIVERSE.all_dialects.items():
+        context.register_dialect(name, factory)
+    return context
+
+
+def _read_program(path: Path) -> ModuleOp:
+    context = new_context()
+    try:
+        program = Parser(context, path.read_text("utf-8"), str(path)).parse_module()
+        program.verify()
+        pass_class("verify-pe")().apply(context, program)
+    except (ParseError, DiagnosticException, UnicodeDecodeError) as error:
+        reason = describe_ir_error(error, path.name)
+        raise SpeqcError(f"{path}: not a program that this speqc can run: {reason}") from error
+    except SpeqcError as error:
+        raise SpeqcError(f"{path}: not a program that this speqc can run: {error}") from error
+    return program

@@ -1,0 +1,248 @@
+"""The command line: `speqc COMMAND`. Each command's work stands in a module of its own.
+
+Nothing heavy is imported before a command runs: `speqc --help` has to answer at once.
+"""
+
+from pathlib import Path
+
+import click
+
+from speqc import __version__
+from speqc.diagnostics import ReportingGroup, report
+
+DEFAULT_TARGET = "speq-64x64"
+
+FILE = click.Path(path_type=Path)
+TARGET_HELP = "Target by name (see 'speqc targets'), or the path of a .toml file."
+JSON_HELP = "Write the report as JSON to a file, or to standard output (-)."
+
+
+@click.group(cls=ReportingGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="speqc")
+def main() -> None:
+    """Compile a language model for bit-shared self-speculative decoding, and simulate it."""
+
+
+@main.command("compile")
+@click.argument("model", type=FILE)
+@click.option("-o", "--output", type=FILE, help="The artifact; default: MODEL.speq here.")
+@click.option("--target", default=DEFAULT_TARGET, show_default=True, help=TARGET_HELP)
+@click.option(
+    "--codebook",
+    type=click.Choice(["sets", "paper", "naive"]),
+    default="sets",
+    show_default=True,
+    help="How an exponent is split between draft and rest.",
+)
+@click.option(
+    "--group-size",
+    type=click.IntRange(min=1),
+    help="Weights along K that share a scale; default: 64 (sets), 128 (paper, naive).",
+)
+@click.option("--tokenizer", type=FILE, help="Default: the tokenizer.json beside the model.")
+@click.option(
+    "--context",
+    type=click.IntRange(min=2),
+    help="Positions that the caches can hold; default: the model's own, else 2048.",
+)
+@click.option(
+    "--allow-fp32-to-fp16", is_flag=True, help="Round FP32 weights that FP16 does not hold exactly."
+)
+@click.option("--dump-ir", type=FILE, metavar="DIR", help="Write IR after each pass, and times.")
+@click.option(
+    "--emit",
+    type=click.Choice(["onnx", "speq", "pe"]),
+    help="Print the IR of this level and stop.",
+)
+def compile_command(
+    model: Path,
+    output: Path | None,
+    target: str,
+    codebook: str,
+    group_size: int | None,
+    tokenizer: Path | None,
+    context: int | None,
+    allow_fp32_to_fp16: bool,
+    dump_ir: Path | None,
+    emit: str | None,
+) -> None:
+    """Compile MODEL, an ONNX file, into an artifact."""
+    from speqc.compile import CompileOptions, compile_model, emit_level
+    from speqc.target_files import load_target
+
+    options = CompileOptions(
+        load_target(target), codebook, group_size, context, allow_fp32_to_fp16, tokenizer, dump_ir
+    )
+    if emit is not None:
+        click.echo(emit_level(model, options, emit), nl=False)
+        return
+    out = output or Path(model.with_suffix(".speq").name)
+    for line in compile_model(model, out, options).lines():
+        report(line)
+
+
+@main.command("run")
+@click.argument("artifact", type=FILE)
+@click.option("--prompt", help="The text to continue.")
+@click.option("--token-ids", metavar="1,2,3", help="The tokens to continue, instead of a text.")
+@click.option("--chat", is_flag=True, help="Put the prompt into the model's chat template.")
+@click.option(
+    "-n",
+    "--new-tokens",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="At most.",
+)
+@click.option("--no-stop", is_flag=True, help="Continue behind the model's end-of-text tokens.")
+@click.option(
+    "--mode",
+    type=click.Choice(["speculative", "autoregressive", "draft"]),
+    default="speculative",
+    show_default=True,
+)
+@click.option("--draft-length", type=click.IntRange(min=1), help="Most tokens drafted in a round.")
+@click.option(
+    "--exit-threshold",
+    type=click.FloatRange(0, 1),
+    help="Stop drafting when the draft's top probability falls under this.",
+)
+@click.option("--prompt-chunk", type=click.IntRange(min=1), help="Prompt tokens fed at a time.")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="0: greedy.",
+)
+@click.option("--top-k", type=click.IntRange(min=0), default=0, help="0: the whole vocabulary.")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0)
+@click.option("--seed", type=click.IntRange(min=0), default=0, help="Of sampling.")
+@click.option(
+    "--check", is_flag=True, help="Also decode autoregressively; exit 1 if a logit bit differs."
+)
+@click.option("--json", "json_to", metavar="FILE|-", help=JSON_HELP)
+def run_command(
+    artifact: Path,
+    prompt: str | None,
+    token_ids: str | None,
+    chat: bool,
+    new_tokens: int,
+    no_stop: bool,
+    mode: str,
+    draft_length: int | None,
+    exit_threshold: float | None,
+    prompt_chunk: int | None,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    check: bool,
+    json_to: str | None,
+) -> None:
+    """Continue a prompt with ARTIFACT on the simulated machine."""
+    if (prompt is None) == (token_ids is None):
+        raise click.UsageError("give either --prompt or --token-ids")
+    if chat and prompt is None:
+        raise click.UsageError("--chat needs --prompt")
+    from speqc.run import Prompt, run
+    from speqc.runtime.decode import DecodeOptions
+    from speqc.runtime.sampling import SamplingOptions
+
+    options = DecodeOptions(
+        new_tokens,
+        draft_length,
+        exit_threshold,
+        SamplingOptions(temperature, top_k, top_p, seed),
+        prompt_chunk,
+    )
+    wanted = Prompt(prompt, token_ids, chat)
+    run(artifact, wanted, mode, options, stop=not no_stop, check=check, json_to=json_to)
+
+
+@main.command("simulate")
+@click.argument("artifact", type=FILE)
+@click.option("--prompt-length", type=click.IntRange(min=1), help="Tokens of the prompt.")
+@click.option("--new-tokens", type=click.IntRange(min=1), help="Tokens decoded after it.")
+@click.option(
+    "--acceptance",
+    type=click.FloatRange(0, 1),
+    help="Probability that a drafted token is accepted, independent of the others.",
+)
+@click.option("--replay", type=FILE, metavar="RUN.json", help="Time the rounds of a recorded run.")
+@click.option("--draft-length", type=click.IntRange(min=1), help="With --acceptance.")
+@click.option("--target", help=f"Instead of the artifact's own. {TARGET_HELP}")
+@click.option("--json", "json_to", metavar="FILE|-", help=JSON_HELP)
+def simulate_command(
+    artifact: Path,
+    prompt_length: int | None,
+    new_tokens: int | None,
+    acceptance: float | None,
+    replay: Path | None,
+    draft_length: int | None,
+    target: str | None,
+    json_to: str | None,
+) -> None:
+    """Time decoding with ARTIFACT without computing a value.
+
+    With --acceptance, the expected time of speculative decoding; with --replay, the time of a
+    recorded run; else the time of plain decoding.
+    """
+    if replay is None and (prompt_length is None or new_tokens is None):
+        raise click.UsageError("give --prompt-length and --new-tokens, or a run to --replay")
+    if replay is not None and acceptance is not None:
+        raise click.UsageError("--acceptance and --replay exclude each other")
+    if draft_length is not None and acceptance is None:
+        raise click.UsageError("--draft-length needs --acceptance")
+    from speqc.simulate import simulate
+
+    simulate(
+        artifact,
+        prompt_length,
+        new_tokens,
+        acceptance=acceptance,
+        replay=replay,
+        draft_length=draft_length,
+        target=target,
+        json_to=json_to,
+    )
+
+
+@main.command("inspect")
+@click.argument("path", type=FILE)
+@click.option("--program", is_flag=True, help="Print the program of an artifact instead.")
+@click.option("--json", "json_to", metavar="FILE|-", help=JSON_HELP)
+def inspect_command(path: Path, program: bool, json_to: str | None) -> None:
+    """Show what PATH holds: an ONNX file, or an artifact."""
+    if program and json_to is not None:
+        raise click.UsageError("--program and --json exclude each other")
+    from speqc.inspect_model import inspect
+
+    inspect(path, program=program, json_to=json_to)
+
+
+@main.command("targets")
+def targets_command() -> None:
+    """List the known targets: their values, and where these come from."""
+    from speqc.show_targets import show_targets
+
+    show_targets()
+
+
+@main.command("demo")
+@click.option("--prompt", default="In the beginning", show_default=True, help="A text to continue.")
+@click.option("-n", "--new-tokens", type=click.IntRange(min=1), default=120, show_default=True)
+def demo_command(prompt: str, new_tokens: int) -> None:
+    """Compile and run the model that comes with speqc."""
+    from speqc.demo import demo
+
+    demo(prompt, new_tokens)
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def opt(arguments: tuple[str, ...]) -> None:
+    """Run passes over an IR file: an xdsl-opt with speqc's dialects and passes."""
+    from speqc.opt import main as run_opt
+
+    run_opt(arguments)

@@ -1,0 +1,159 @@
+"""The compiler's driver: an ONNX file in, an artifact or the IR of one level out."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from xdsl.dialects.builtin import IntegerAttr, ModuleOp, i64
+from xdsl.dialects.func import FuncOp
+
+from speqc.artifact import Origin, check_destination, new_context, write_artifact
+from speqc.diagnostics import note, progress
+from speqc.dialects.speq import WeightOp
+from speqc.dump_ir import IrDump, print_module
+from speqc.model_folder import ModelFolder, read_model_folder
+from speqc.onnx_import import Imported, import_model
+from speqc.pipeline import LEVELS, PassOptions, passes_to
+from speqc.runtime.errors import SpeqcError
+from speqc.runtime.module_attributes import CONTEXT_NAME, TARGET_NAME, target_attribute
+from speqc.runtime.target import Target
+from speqc.weight_writer import count_blocks
+
+DEFAULT_CONTEXT = 2048
+"""Positions that the caches can hold where the model's files say nothing."""
+
+DEFAULT_GROUP_SIZES: Mapping[str, int] = {"sets": 64, "paper": 128, "naive": 128}
+"""For each code book the number of weights along K that share a scale."""
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """What a user can choose. None: the model's own context, the code book's own group size."""
+
+    target: Target
+    codebook: str = "sets"
+    group_size: int | None = None
+    context: int | None = None
+    allow_fp32_to_fp16: bool = False
+    tokenizer: Path | None = None
+    dump_ir: Path | None = None
+
+    def __post_init__(self):
+        if self.group_size is not None and self.group_size < 1:
+            raise SpeqcError(f"the group size must be at least 1, got {self.group_size}")
+        if self.context is not None and self.context < 2:
+            raise SpeqcError(f"the context must be at least 2, got {self.context}")
+
+    @property
+    def weights_per_scale(self) -> int:
+        """The group size, chosen or by default."""
+        return self.group_size or DEFAULT_GROUP_SIZES[self.codebook]
+
+    def passes(self) -> PassOptions:
+        """Options of the passes."""
+        return {"split-weights": {"codebook": self.codebook, "group-size": self.weights_per_scale}}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a compilation did, for its report."""
+
+    path: Path
+    operations: int
+    weights: Sequence[WeightOp]
+    context: int
+    seconds: float
+
+    def lines(self) -> list[str]:
+        """The report, a line for each fact."""
+        split = [op for op in self.weights if op.is_split]
+        values = sum(op.shape[0] * op.shape[1] for op in self.weights)
+        lines = [
+            f"{self.operations} operations in two steps, context {self.context}",
+            f"{len(split)} of {len(self.weights)} weights split ({values:,} values), "
+            "each decoded again and compared: every bit is there",
+        ]
+        reasons = Counter(op.kept.data for op in self.weights if op.kept is not None)
+        lines += [f"{count} kept as FP16: {reason}" for reason, count in reasons.items()]
+        return [*lines, f"wrote {self.path} in {self.seconds:.1f} s"]
+
+
+def lower(model: Path, options: CompileOptions, folder: ModelFolder, level: str) -> Imported:
+    """Import a model and run the pipeline to `level` ("onnx", "speq" or "pe").
+
+    Raises SpeqcError where the file can't be used or a pass can't continue.
+    """
+    start = time.perf_counter()
+    imported = import_model(model, options.allow_fp32_to_fp16)
+    module = imported.module
+    module.attributes[TARGET_NAME] = target_attribute(options.target)
+    context_length = options.context or folder.context or DEFAULT_CONTEXT
+    module.attributes[CONTEXT_NAME] = IntegerAttr(context_length, i64)
+    dump = IrDump(options.dump_ir) if options.dump_ir is not None else None
+    _finish(module, "import", start, dump)
+    context = new_context()
+    for step in passes_to(level, options.passes()):
+        start = time.perf_counter()
+        step.apply(context, module)
+        _finish(module, step.name, start, dump)
+    return imported
+
+
+def _finish(module: ModuleOp, name: str, start: float, dump: IrDump | None) -> None:
+    module.verify()
+    if dump is not None:
+        dump.after(name, module, time.perf_counter() - start)
+
+
+def emit_level(model: Path, options: CompileOptions, level: str) -> str:
+    """The IR of one level ("onnx", "speq" or "pe") as text."""
+    folder = read_model_folder(model, options.tokenizer)
+    lowered = lower(model, options, folder, level)
+    for text in lowered.notes:
+        note(text)
+    return print_module(lowered.module)
+
+
+def compile_model(model: Path, out: Path, options: CompileOptions) -> Summary:
+    """Compile the model at `model` into the artifact `out`.
+
+    Raises SpeqcError where the model can't be used or `out` can't be written.
+    """
+    start = time.perf_counter()
+    check_destination(out)
+    folder = read_model_folder(model, options.tokenizer)
+    if folder.tokenizer is not None and options.tokenizer is None:
+        note(f"using the tokenizer {folder.tokenizer}")
+    lowered = lower(model, options, folder, LEVELS[-1])
+    for text in lowered.notes:
+        note(text)
+    program = lowered.module
+    with progress("encoding weights", count_blocks(program)) as advance:
+        write_artifact(out, program, lowered.tensors, _origin(lowered, options, folder), advance)
+    return _summary(out, program, time.perf_counter() - start)
+
+
+def _origin(lowered: Imported, options: CompileOptions, folder: ModelFolder) -> Origin:
+    return Origin(
+        files=lowered.tensors.file_digests(),
+        options={
+            "codebook": options.codebook,
+            "group_size": options.weights_per_scale,
+            "allow_fp32_to_fp16": options.allow_fp32_to_fp16,
+        },
+        eos_token_ids=folder.eos_token_ids,
+        chat_template=folder.chat_template,
+        special_tokens=folder.special_tokens,
+        tokenizer=folder.tokenizer,
+    )
+
+
+def _summary(out: Path, program: ModuleOp, seconds: float) -> Summary:
+    context = program.attributes[CONTEXT_NAME]
+    assert isinstance(context, IntegerAttr)
+    functions = [op for op in program.ops if isinstance(op, FuncOp)]
+    weights = [op for op in program.ops if isinstance(op, WeightOp)]
+    count = sum(len(op.body.block.ops) for op in functions)
+    return Summary(out, count, weights, context.value.data, seconds)

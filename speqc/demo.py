@@ -1,0 +1,44 @@
+"""`speqc demo`: the embedded model, compiled and run."""
+
+import tempfile
+from dataclasses import replace
+from importlib.resources import as_file, files
+from pathlib import Path
+
+import click
+
+from speqc.artifact import load_artifact
+from speqc.compile import CompileOptions, compile_model
+from speqc.diagnostics import report
+from speqc.report import print_report
+from speqc.run import Prompt, Session
+from speqc.runtime.decode import DecodeOptions
+from speqc.runtime.errors import SpeqcError
+from speqc.target_files import DEFAULT_TARGET, load_target
+
+MODEL = "kjv"
+"""The embedded model's folder among the package's models."""
+
+
+def demo(text: str, new_tokens: int) -> None:
+    """Compile the embedded model, continue `text` by `new_tokens` tokens, and report.
+
+    The text goes to standard output, the table to standard error. Raises SpeqcError where the
+    model was not installed.
+    """
+    with as_file(files("speqc") / "models" / MODEL) as folder, tempfile.TemporaryDirectory() as out:
+        model = folder / "model.onnx"
+        if not model.is_file():
+            raise SpeqcError(f"{model}: the embedded model is missing: install speqc again")
+        path = Path(out) / f"{MODEL}.speq"
+        summary = compile_model(model, path, CompileOptions(load_target(DEFAULT_TARGET)))
+        for line in summary.lines():
+            report(line)
+        session = Session(load_artifact(path))
+        options = DecodeOptions(new_tokens)
+        tokens = session.tokens(Prompt(text))
+        # The first run also loads kernels: it is not the one to time.
+        session.run(tokens, "speculative", replace(options, new_tokens=1), echo=False)
+        click.echo(text, nl=False)
+        result = session.run(tokens, "speculative", options, echo=True)
+        print_report(result.fields, "speculative", stderr=True)

@@ -1,0 +1,99 @@
+"""What a user hears on standard error: notes, progress, and one line for each kind of failure."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import click
+
+from speqc.runtime.errors import CheckFailed, SpeqcError
+
+CHECK_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+"""Exit codes beside 0. The last is the shells' convention for Ctrl-C."""
+
+DEBUG_VARIABLE = "SPEQC_DEBUG"
+"""The environment variable that asks for tracebacks."""
+
+
+class ReportingGroup(click.Group):
+    """A group of commands that turns their errors into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the command that the user named."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+            raise
+        except (KeyboardInterrupt, click.Abort):
+            report("interrupted")
+            ctx.exit(INTERRUPTED)
+        except Exception as error:
+            if os.environ.get(DEBUG_VARIABLE):
+                traceback.print_exc()
+            report(describe(error))
+            ctx.exit(CHECK_FAILED if isinstance(error, CheckFailed) else BAD_INPUT)
+
+
+def describe(error: Exception) -> str:
+    """The line that a user sees for an error: what, where, and what to do."""
+    match error:
+        case CheckFailed():
+            return f"check failed: {one_line(error)}"
+        case SpeqcError():
+            return f"error: {one_line(error)}"
+        case OSError(strerror=str(reason), filename=filename) if filename is not None:
+            return f"error: {filename}: {reason}"
+        case _:
+            return (
+                f"error: internal error, {type(error).__name__}: {one_line(error)}; please report "
+                f"it with the command and what it prints with {DEBUG_VARIABLE}=1 set"
+            )
+
+
+def one_line(error: Exception, limit: int = 2000) -> str:
+    """The message of an error without line breaks, cut off at `limit` characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else f"{text[:limit]} ..."
+
+
+def report(line: str) -> None:
+    """Write a line to standard error."""
+    click.echo(line, err=True)
+
+
+def note(text: str) -> None:
+    """Tell the user something that is no error."""
+    report(f"note: {text}")
+
+
+@contextmanager
+def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on standard error if that is a terminal.
+
+    Yields a function that is told how many of the `total` steps have been taken since the last
+    call; it may be called from several threads.
+    """
+    if not sys.stderr.isatty():
+        yield lambda steps: None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda steps: bar.advance(task, steps)

@@ -1,0 +1,226 @@
+"""`speqc inspect`: what is in a model file or an artifact, with proof that no weight lost a bit."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from math import prod
+from pathlib import Path
+
+import click
+import numpy as np
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.dialects.func import FuncOp
+
+from speqc.artifact import Artifact, load_artifact
+from speqc.diagnostics import progress
+from speqc.dialects.onnx import ConstantOp, InitializerOp
+from speqc.dialects.pe import LoadConstantOp
+from speqc.dialects.speq import WeightOp
+from speqc.dump_ir import print_module
+from speqc.onnx_import import import_model
+from speqc.report import Fields, print_table, show_bytes, write_json
+from speqc.runtime.codebook import CODEBOOKS, fit, load_codebook
+from speqc.runtime.errors import SpeqcError
+from speqc.runtime.weights import WeightFile
+from speqc.weight_facts import WeightFacts, weight_facts
+
+BARS = "▁▂▃▄▅▆▇█"
+WEIGHT_COLUMNS = (
+    "weight",
+    "K x N",
+    "bytes",
+    "exponents",
+    "book",
+    "group",
+    "shift",
+    "draft SNR",
+    "exact",
+)
+
+
+def inspect(path: Path, *, program: bool, json_to: str | None) -> None:
+    """Print what `path`, an ONNX file or an artifact, holds; with `program` the IR instead.
+
+    Raises SpeqcError where it is neither, or damaged.
+    """
+    if path.is_dir():
+        artifact = load_artifact(path)
+        if program:
+            click.echo(print_module(artifact.program), nl=False)
+            return
+        fields = artifact_fields(artifact)
+        show = _print_artifact
+    else:
+        if program:
+            raise SpeqcError(
+                f"{path}: only an artifact has a program listing: compile it, or --emit"
+            )
+        fields = model_fields(path)
+        show = _print_model
+    if json_to is not None:
+        write_json(fields, json_to)
+    if json_to != "-":
+        show(fields)
+
+
+def artifact_fields(artifact: Artifact) -> Fields:
+    """The report on an artifact."""
+    file = WeightFile(artifact.weights)
+    weights = [op for op in artifact.program.ops if isinstance(op, WeightOp)]
+    facts: list[WeightFacts] = []
+    with progress("decoding weights", len(weights)) as advance:
+        for op in weights:
+            facts.append(weight_facts(op, file))
+            advance(1)
+    manifest = artifact.manifest
+    return {
+        "kind": "artifact",
+        "source": manifest["source"],
+        "options": manifest["options"],
+        "target": manifest["target"],
+        "context": artifact.context,
+        "files": {name: entry["bytes"] for name, entry in manifest["files"].items()},
+        "operations": {
+            op.sym_name.data: dict(_kinds(op.body.block.ops))
+            for op in artifact.program.ops
+            if isinstance(op, FuncOp)
+        },
+        "constants": _constants(artifact.program),
+        "weights": [asdict(fact) for fact in facts],
+    }
+
+
+def _kinds(operations: Iterable) -> list[tuple[str, int]]:
+    return Counter(op.name for op in operations).most_common()
+
+
+def _constants(program: ModuleOp) -> Fields:
+    sizes = {
+        op.source.data: prod(op.stream.type.content.get_shape())
+        for op in program.walk()
+        if isinstance(op, LoadConstantOp)
+    }
+    return {"tensors": len(sizes), "values": sum(sizes.values())}
+
+
+def model_fields(path: Path) -> Fields:
+    """The report on an ONNX file: its operators after simplification, and its tensors."""
+    imported = import_model(path, allow_fp32_to_fp16=True)
+    function = next(op for op in imported.module.ops if isinstance(op, FuncOp))
+    operators = [
+        op for op in function.body.block.ops if not isinstance(op, ConstantOp | InitializerOp)
+    ]
+    return {
+        "kind": "model",
+        "notes": imported.notes,
+        "operations": {"main": dict(_kinds(operators))},
+        "weights": [
+            {
+                "name": tensor.name,
+                "shape": list(tensor.shape),
+                "dtype": str(tensor.dtype),
+                "bytes": prod(tensor.shape) * tensor.dtype.itemsize,
+                "exponents": None if tensor.exponents is None else list(tensor.exponents),
+                "codebooks": _fits(tensor.exponents, tensor.zeros),
+            }
+            for tensor in imported.tensors.values()
+        ],
+    }
+
+
+def _fits(exponents: tuple[int, ...] | None, zeros: int | None) -> dict[str, str] | None:
+    """For each code book whether it holds a tensor: "yes", with which shift, or why not."""
+    if exponents is None or zeros is None:
+        return None
+    answers = {}
+    for name in CODEBOOKS:
+        found = fit(load_codebook(name), np.array(exponents), zeros)
+        shift = f" (2^-{found.shift})" if found.shift else ""
+        answers[name] = f"yes{shift}" if found.ok else f"no: {found.reason}"
+    return answers
+
+
+def sparkline(exponents: list[int]) -> str:
+    """A histogram as its range and a bar for each exponent in it, on a logarithmic scale."""
+    used = [field for field, count in enumerate(exponents) if count]
+    if not used:
+        return ""
+    counts = np.array(exponents[used[0] : used[-1] + 1])
+    heights = np.log2(counts + 1) / np.log2(counts.max() + 1) * (len(BARS) - 1)
+    bars = "".join(
+        BARS[round(height)] if count else " " for height, count in zip(heights, counts, strict=True)
+    )
+    return f"{used[0]}..{used[-1]} {bars}"
+
+
+def _print_operations(fields: Fields) -> None:
+    for function, kinds in fields["operations"].items():
+        print_table(
+            (f"operations of @{function}", "count"), [(k, str(c)) for k, c in kinds.items()]
+        )
+        click.echo()
+
+
+def _print_artifact(fields: Fields) -> None:
+    options = ", ".join(f"{name} {value}" for name, value in fields["options"].items())
+    click.echo(f"compiled from {', '.join(fields['source'])} ({options})")
+    click.echo(f"for {fields['target']['name']}, context {fields['context']}")
+    for name, size in fields["files"].items():
+        click.echo(f"{name}: {show_bytes(size)}")
+    click.echo()
+    _print_operations(fields)
+    columns = (
+        "weight",
+        "K x N",
+        "bytes",
+        "exponents",
+        "book",
+        "group",
+        "shift",
+        "draft SNR",
+        "exact",
+    )
+    print_table(columns, [_weight_row(fact) for fact in fields["weights"]])
+    for fact in fields["weights"]:
+        if fact["kept"]:
+            click.echo(f"{fact['name']} is kept as FP16: {fact['kept']}")
+    constants = fields["constants"]
+    click.echo(
+        f"{constants['tensors']} constants ({constants['values']:,} values) stand as they are"
+    )
+
+
+def _weight_row(fact: Mapping) -> tuple[str, ...]:
+    k, n = fact["shape"]
+    snr = fact["draft_snr_db"]
+    return (
+        fact["name"],
+        f"{k} x {n}",
+        show_bytes(fact["bytes"]),
+        sparkline(fact["exponents"]) if fact["exponents"] else "",
+        fact["codebook"] or "fp16",
+        str(fact["group_size"] or ""),
+        "" if fact["shift"] is None else str(fact["shift"]),
+        "" if snr is None else f"{snr:.2f} dB",
+        "yes" if fact["exact"] else "NO",
+    )
+
+
+def _print_model(fields: Fields) -> None:
+    for text in fields["notes"]:
+        click.echo(text)
+    _print_operations(fields)
+    columns = ("tensor", "shape", "type", "bytes", "exponents", *CODEBOOKS)
+    print_table(columns, [_tensor_row(tensor) for tensor in fields["weights"]])
+
+
+def _tensor_row(tensor: Mapping) -> tuple[str, ...]:
+    books = tensor["codebooks"] or {}
+    return (
+        tensor["name"],
+        " x ".join(map(str, tensor["shape"])),
+        tensor["dtype"],
+        show_bytes(tensor["bytes"]),
+        sparkline(tensor["exponents"]) if tensor["exponents"] else "",
+        *(books.get(name, "") for name in CODEBOOKS),
+    )

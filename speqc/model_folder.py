@@ -1,0 +1,101 @@
+"""What lies beside a model file and belongs to it: tokenizer, end-of-text tokens, chat template."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from speqc.runtime.errors import SpeqcError
+
+LONGEST_CONTEXT = 1 << 24
+"""Tokenizers say "no limit" with absurdly large numbers: such ones are no context length."""
+
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
+"""Names by which chat templates know special tokens."""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """What the files beside a model say; empty or None where they say nothing."""
+
+    tokenizer: Path | None = None
+    context: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    chat_template: str | None = None
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+
+
+def read_model_folder(model: Path, tokenizer: Path | None = None) -> ModelFolder:
+    """Look beside `model` for the files that exporters of Hugging Face models write.
+
+    `tokenizer` takes the place of the `tokenizer.json` there. Raises SpeqcError for a file that
+    is no JSON object.
+    """
+    folder = model.parent
+    config = _read(folder / "config.json")
+    generation = _read(folder / "generation_config.json")
+    settings = _read(folder / "tokenizer_config.json")
+    beside = folder / "tokenizer.json"
+    if tokenizer is None and beside.is_file():
+        tokenizer = beside
+    names = {name: _token_text(settings[name]) for name in SPECIAL_TOKENS if settings.get(name)}
+    template = folder / "chat_template.jinja"
+    return ModelFolder(
+        tokenizer,
+        _context(config, settings),
+        _token_ids(generation, config) or _named_token(tokenizer, names.get("eos_token")),
+        template.read_text("utf-8") if template.is_file() else _template(settings),
+        names,
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (ValueError, OSError) as error:
+        raise SpeqcError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise SpeqcError(f"{path}: expected a JSON object, got {type(found).__name__}")
+    return found
+
+
+def _context(config: Mapping[str, Any], settings: Mapping[str, Any]) -> int | None:
+    # Names differ by family: most, GPT-2, MPT; the tokenizer's own limit comes last.
+    found = [config.get(name) for name in ("max_position_embeddings", "n_positions", "max_seq_len")]
+    for value in (*found, settings.get("model_max_length")):
+        if isinstance(value, int) and 0 < value <= LONGEST_CONTEXT:
+            return value
+    return None
+
+
+def _token_ids(*configs: Mapping[str, Any]) -> tuple[int, ...]:
+    for config in configs:
+        value = config.get("eos_token_id")
+        ids = value if isinstance(value, list) else [value]
+        if all(isinstance(item, int) for item in ids):
+            return tuple(ids)
+    return ()
+
+
+def _named_token(tokenizer: Path | None, text: str | None) -> tuple[int, ...]:
+    if tokenizer is None or text is None:
+        return ()
+    from speqc.text import load_tokenizer
+
+    found = load_tokenizer(tokenizer).token_to_id(text)
+    return () if found is None else (found,)
+
+
+def _token_text(value: str | Mapping[str, str]) -> str:
+    """A special token stands as its text, or as an object with the text as `content`."""
+    return value if isinstance(value, str) else value["content"]
+
+
+def _template(settings: Mapping[str, Any]) -> str | None:
+    value = settings.get("chat_template")
+    if isinstance(value, list):  # several templates by name
+        value = {item["name"]: item["template"] for item in value}.get("default")
+    return value

@@ -1,0 +1,282 @@
+"""An ONNX file -> a module of the `onnx` dialect and the store of its tensors.
+
+The module holds one function, `@main`. Its arguments and results carry `onnx.name` and `onnx.dims`
+(sizes as numbers or expressions in `sequence` and `past`). Attributes of the module: `onnx.opset`,
+`onnx.graph_name`, `onnx.producer`, `onnx.input_names`, `onnx.output_names`, `onnx.kv_pairs` (one
+`array<i64: past input, present output>` per cache, by layer, the key before the value), and
+`onnx.logits`, the position of the output that holds them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+from xdsl.dialects import func
+from xdsl.dialects.builtin import (
+    DYNAMIC_INDEX,
+    AnyFloat,
+    ArrayAttr,
+    DenseArrayBase,
+    DenseIntOrFPElementsAttr,
+    DictionaryAttr,
+    FloatAttr,
+    IntegerAttr,
+    IntegerType,
+    ModuleOp,
+    NoneType,
+    Signedness,
+    StringAttr,
+    TensorType,
+    bf16,
+    f16,
+    f32,
+    f64,
+    i1,
+    i8,
+    i16,
+    i32,
+    i64,
+)
+from xdsl.ir import Attribute, Block, Operation, Region, SSAValue
+
+from speqc.dialects.onnx import (
+    LARGEST_CONSTANT,
+    ConstantOp,
+    InitializerOp,
+    NoValueOp,
+    node_location,
+    operator_class,
+)
+from speqc.dialects.onnx_schema import qualified_name
+from speqc.onnx_checks import check_types, find_logits
+from speqc.onnx_reader import open_model, source_files
+from speqc.onnx_simplify import simplify
+from speqc.onnx_state import find_kv_pairs
+from speqc.onnx_weights import choose_types
+from speqc.runtime.errors import SpeqcError
+from speqc.tensor_store import TensorStore
+
+ELEMENT_TYPES: dict[ir.DataType, IntegerType | AnyFloat] = {
+    ir.DataType.FLOAT16: f16,
+    ir.DataType.BFLOAT16: bf16,
+    ir.DataType.FLOAT: f32,
+    ir.DataType.DOUBLE: f64,
+    ir.DataType.BOOL: i1,
+    ir.DataType.INT8: i8,
+    ir.DataType.INT16: i16,
+    ir.DataType.INT32: i32,
+    ir.DataType.INT64: i64,
+    ir.DataType.UINT8: IntegerType(8, Signedness.UNSIGNED),
+    ir.DataType.UINT16: IntegerType(16, Signedness.UNSIGNED),
+    ir.DataType.UINT32: IntegerType(32, Signedness.UNSIGNED),
+    ir.DataType.UINT64: IntegerType(64, Signedness.UNSIGNED),
+}
+"""ONNX element type -> type in IR."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an ONNX file became: the module, its tensors, and notes for the user (one line each)."""
+
+    module: ModuleOp
+    tensors: TensorStore
+    notes: list[str]
+
+
+def import_model(path: str | Path, allow_fp32_to_fp16: bool = False) -> Imported:
+    """Read, simplify and translate the model at `path`.
+
+    FP32 matrices whose values FP16 holds exactly become FP16 with a `Cast` behind them; other
+    weights are an error unless `allow_fp32_to_fp16` rounds them. Raises SpeqcError, naming the
+    file, for a model that can't be used.
+    """
+    model = open_model(path)
+    try:
+        simplify(model)
+        check_types(model)
+        weights = choose_types(model, allow_fp32_to_fp16)
+        store = TensorStore(source_files(model))
+        module = _Importer(model, store, weights.demoted).module()
+    except SpeqcError as error:
+        raise SpeqcError(f"{path}: {error}") from error
+    return Imported(module, store, weights.notes)
+
+
+class _Importer:
+    """Translates one graph; holds the value map."""
+
+    def __init__(self, model: ir.Model, store: TensorStore, demoted: frozenset[str]):
+        self.model = model
+        self.store = store
+        self.demoted = demoted
+        self.block = Block(arg_types=[_type(value) for value in model.graph.inputs])
+        self.values: dict[ir.Value, SSAValue] = {}
+        self.none: SSAValue | None = None
+
+    def module(self) -> ModuleOp:
+        """The module with its attributes."""
+        graph = self.model.graph
+        pairs = [
+            DenseArrayBase.from_list(i64, [pair.past_input, pair.present_output])
+            for pair in find_kv_pairs(self.model)
+        ]
+        attributes: dict[str, Attribute] = {
+            "onnx.opset": IntegerAttr(self.model.opset_imports[""], i64),
+            "onnx.graph_name": StringAttr(graph.name or ""),
+            "onnx.producer": StringAttr(self.model.producer_name or ""),
+            "onnx.input_names": _names(graph.inputs),
+            "onnx.output_names": _names(graph.outputs),
+            "onnx.kv_pairs": ArrayAttr(pairs),
+            "onnx.logits": IntegerAttr(find_logits(self.model), i64),
+        }
+        return ModuleOp([self.function()], attributes)
+
+    def function(self) -> func.FuncOp:
+        """`@main`: initializers and constants first, then the nodes in their order."""
+        graph = self.model.graph
+        for value, argument in zip(graph.inputs, self.block.args, strict=True):
+            self.values[value] = argument
+            argument.name_hint = _hint(value.name)
+        for value in graph.initializers.values():
+            self.import_initializer(value)
+        for node in graph:
+            self.import_node(node)
+        results = [self.values[value] for value in graph.outputs]
+        self.block.add_op(func.ReturnOp(*results))
+        return func.FuncOp(
+            "main",
+            ([arg.type for arg in self.block.args], [result.type for result in results]),
+            Region(self.block),
+            arg_attrs=ArrayAttr([_argument_attributes(value) for value in graph.inputs]),
+            res_attrs=ArrayAttr([_argument_attributes(value) for value in graph.outputs]),
+        )
+
+    def import_initializer(self, value: ir.Value) -> None:
+        """Write out a small tensor, refer to a larger one, cast a demoted one back to FP32."""
+        tensor = value.const_value
+        assert tensor is not None and value.name is not None
+        if not value.uses() and not value.is_graph_output():
+            return
+        shape = tuple(tensor.shape.numpy())
+        if tensor.size <= LARGEST_CONSTANT:
+            result = self.add(ConstantOp(_dense(tensor)), [value])
+        elif value.name in self.demoted:
+            stored = self.reference(value, TensorType(f16, shape), np.dtype(np.float16))
+            cast = operator_class("onnx.Cast")(
+                [stored.result], [TensorType(f32, shape)], {"to": IntegerAttr(1, i64)}
+            )
+            result = self.add(cast, [value])
+        else:
+            result = self.reference(value, TensorType(_element_type(value), shape), None)
+        self.values[value] = result.results[0]
+
+    def reference(
+        self, value: ir.Value, result_type: TensorType, dtype: np.dtype | None
+    ) -> InitializerOp:
+        """Put a tensor into the store and refer to it."""
+        assert value.name is not None and value.const_value is not None
+        stored = self.store.add(value.name, value.const_value, dtype)
+        op = InitializerOp(value.name, stored.digest, result_type, stored.exponents, stored.zeros)
+        self.add(op, [value])
+        return op
+
+    def import_node(self, node: ir.Node) -> None:
+        """One operator."""
+        name = f"onnx.{qualified_name(node.domain, node.op_type)}"
+        outputs = list(node.outputs)
+        while outputs and not outputs[-1].name:
+            outputs.pop()
+        op = operator_class(name)(
+            [self.operand(value) for value in _without_trailing_none(node.inputs)],
+            [_type(value) if value.name else NoneType() for value in outputs],
+            {key: _attribute(attribute) for key, attribute in node.attributes.items()},
+            node_location(node.name),
+        )
+        self.add(op, outputs)
+        self.values.update(zip(outputs, op.results, strict=True))
+
+    def operand(self, value: ir.Value | None) -> SSAValue:
+        """The SSA value of an input; absent ones share one `onnx.NoValue`."""
+        if value is not None:
+            return self.values[value]
+        if self.none is None:
+            self.none = self.add(NoValueOp(), []).results[0]
+        return self.none
+
+    def add(self, op: Operation, values: Sequence[ir.Value]) -> Operation:
+        """Append an operation, its results named like the values."""
+        self.block.add_op(op)
+        for result, value in zip(op.results, values, strict=False):
+            result.name_hint = _hint(value.name)
+        return op
+
+
+def _without_trailing_none(values: Sequence[ir.Value | None]) -> Sequence[ir.Value | None]:
+    count = max((i + 1 for i, value in enumerate(values) if value is not None), default=0)
+    return values[:count]
+
+
+def _names(values: Sequence[ir.Value]) -> ArrayAttr:
+    return ArrayAttr([StringAttr(value.name or "") for value in values])
+
+
+def _argument_attributes(value: ir.Value) -> DictionaryAttr:
+    dims = [StringAttr(str(dim)) for dim in value.shape or ()]
+    return DictionaryAttr({"onnx.name": StringAttr(value.name or ""), "onnx.dims": ArrayAttr(dims)})
+
+
+def _hint(name: str | None) -> str | None:
+    """An ONNX name as an SSA name."""
+    hint = re.sub(r"[^A-Za-z0-9_$.-]+", "_", name or "").strip("_")
+    return None if not hint or hint[0].isdigit() else hint
+
+
+def _element_type(value: ir.Value) -> Attribute:
+    if value.dtype is None or value.dtype not in ELEMENT_TYPES:
+        raise SpeqcError(f"tensor '{value.name}': element type {value.dtype} is not supported")
+    return ELEMENT_TYPES[value.dtype]
+
+
+def _type(value: ir.Value) -> TensorType:
+    """The tensor type of a value whose shape has been inferred."""
+    if value.shape is None or value.dtype is None:
+        node = value.producer()
+        origin = f" of node '{node.name}' ({node.op_type})" if node is not None else ""
+        raise SpeqcError(f"tensor '{value.name}'{origin}: its shape can't be inferred")
+    dims = [dim if isinstance(dim, int) else DYNAMIC_INDEX for dim in value.shape]
+    return TensorType(_element_type(value), dims)
+
+
+def _dense(tensor: ir.TensorProtocol) -> DenseIntOrFPElementsAttr:
+    """A small tensor, written out."""
+    array = tensor.numpy()
+    element_type = ELEMENT_TYPES[tensor.dtype]
+    elements = array.ravel().tolist()
+    if isinstance(element_type, IntegerType):
+        return DenseIntOrFPElementsAttr.from_list(TensorType(element_type, array.shape), elements)
+    return DenseIntOrFPElementsAttr.from_list(TensorType(element_type, array.shape), elements)
+
+
+def _attribute(attribute: ir.Attr) -> Attribute:
+    """An ONNX attribute as a property."""
+    match attribute.type:
+        case ir.AttributeType.INT:
+            return IntegerAttr(attribute.as_int(), i64)
+        case ir.AttributeType.FLOAT:
+            return FloatAttr(attribute.as_float(), f32)
+        case ir.AttributeType.STRING:
+            return StringAttr(attribute.as_string())
+        case ir.AttributeType.INTS:
+            return DenseArrayBase.from_list(i64, attribute.as_ints())
+        case ir.AttributeType.FLOATS:
+            return DenseArrayBase.from_list(f32, attribute.as_floats())
+        case ir.AttributeType.STRINGS:
+            return ArrayAttr([StringAttr(text) for text in attribute.as_strings()])
+        case ir.AttributeType.TENSOR:
+            return _dense(attribute.as_tensor())
+    raise SpeqcError(f"attribute '{attribute.name}' of type {attribute.type} is not supported")

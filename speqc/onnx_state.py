@@ -1,0 +1,201 @@
+"""Which inputs of a decoder's graph are tokens, caches and the rest, found by data flow.
+
+A cache is an input of floats whose data reach a graph output through operators that only move,
+convert or append data (`Concat` on the past, or the past/present ports of an attention operator).
+Names decide only where data flow leaves a choice.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import onnx_ir as ir
+
+FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.BFLOAT16})
+INTEGERS = frozenset({ir.DataType.INT64, ir.DataType.INT32})
+
+CARRIERS = frozenset({"Cast", "CastLike", "Concat", "Identity", "Reshape", "Squeeze", "Transpose"})
+"""Operators through which a past stays that past: they move, convert or append."""
+
+WIDENERS = frozenset({"Unsqueeze", "Expand", "Tile", "Mul", "Div"})
+"""Operators between a present cache and the product that reads it, besides `CARRIERS`."""
+
+PRODUCTS = frozenset({"MatMul", "FusedMatMul"})
+
+ATTENTION_PORTS: dict[tuple[str, str], dict[int, int]] = {
+    ("", "Attention"): {4: 1, 5: 2},
+    ("com.microsoft", "GroupQueryAttention"): {3: 1, 4: 2},
+    ("com.microsoft", "MultiHeadAttention"): {6: 1, 7: 2},
+    ("", "TensorScatter"): {0: 0},
+}
+"""Operator -> position of a past input -> position of its present output."""
+
+
+class KvPair(NamedTuple):
+    """One cache: positions of its past input and present output, its layer, `key` or `value`."""
+
+    past_input: int
+    present_output: int
+    layer: int
+    kind: str
+
+
+def find_token_input(graph: ir.Graph) -> ir.Value | None:
+    """The integer input that indexes the largest floating-point table, or None."""
+    best, best_size = None, 0
+    for value in graph.inputs:
+        if value.dtype not in INTEGERS:
+            continue
+        size = max((table.size for table in _gathered_tables(value)), default=0)
+        if size > best_size:
+            best, best_size = value, size
+    return best
+
+
+def _gathered_tables(value: ir.Value) -> Iterator[ir.TensorProtocol]:
+    """The floating-point initializers of rank 2 that `value` indexes."""
+    for node, position in _uses_through(value, {"Cast", "Identity", "Reshape", "Squeeze"}):
+        if node.op_type != "Gather" or position != 1:
+            continue
+        table = _source(node.inputs[0], {"Cast", "Transpose", "Identity"})
+        if table is not None and table.const_value is not None:
+            tensor = table.const_value
+            if tensor.dtype in FLOATS and len(tensor.shape) == 2:
+                yield tensor
+
+
+def _uses_through(value: ir.Value, through: set[str]) -> Iterator[tuple[ir.Node, int]]:
+    """All uses of a value, also of what operators of `through` make of it."""
+    for use in value.uses():
+        yield use.node, use.idx
+        if use.node.op_type in through and use.idx == 0:
+            yield from _uses_through(use.node.outputs[0], through)
+
+
+def _source(value: ir.Value | None, through: set[str]) -> ir.Value | None:
+    """The value from which operators of `through` made this one."""
+    while value is not None:
+        node = value.producer()
+        if node is None or node.op_type not in through:
+            return value
+        value = node.inputs[0]
+    return None
+
+
+def find_kv_pairs(model: ir.Model) -> list[KvPair]:
+    """The caches of the graph, by layer, the key before the value.
+
+    A cache whose product with the queries is not found (nobody reads it) is counted by its order
+    among the inputs, and its kind is told by its name.
+    """
+    graph = model.graph
+    order = {node: position for position, node in enumerate(graph)}
+    found: list[tuple[int, int, int | None, str]] = []
+    taken: set[ir.Value] = set()
+    for position, past in enumerate(graph.inputs):
+        presents = [value for value in _presents(past) if value not in taken]
+        if not presents:
+            continue
+        present = max(presents, key=lambda value: _likeness(past.name, value.name))
+        taken.add(present)
+        reader, kind = _reader(past, present)
+        rank = order[reader] if reader is not None else None
+        found.append((position, _position(graph.outputs, present), rank, kind))
+    return _number_layers(found)
+
+
+def _presents(past: ir.Value) -> list[ir.Value]:
+    """Graph outputs that the data of a floating-point input reach through carriers."""
+    if past.dtype not in FLOATS or past.shape is None or len(past.shape) < 3:
+        return []
+    reached, frontier, seen = [], [past], {past}
+    while frontier:
+        value = frontier.pop()
+        if value.is_graph_output():
+            reached.append(value)
+        for use in value.uses():
+            target = _carried_to(use.node, use.idx)
+            if target is not None and target not in seen:
+                seen.add(target)
+                frontier.append(target)
+    return reached
+
+
+def _carried_to(node: ir.Node, position: int) -> ir.Value | None:
+    """The output that holds the data of input `position`, if the node only carries it."""
+    ports = ATTENTION_PORTS.get((node.domain, node.op_type))
+    if ports is not None:
+        output = ports.get(position)
+        return node.outputs[output] if output is not None and output < len(node.outputs) else None
+    if node.op_type in CARRIERS and (position == 0 or node.op_type == "Concat"):
+        return node.outputs[0]
+    return None
+
+
+def _likeness(past: str | None, present: str | None) -> float:
+    return difflib.SequenceMatcher(None, past or "", present or "").ratio()
+
+
+def _position(values, wanted: ir.Value) -> int:
+    return next(position for position, value in enumerate(values) if value is wanted)
+
+
+def _reader(past: ir.Value, present: ir.Value) -> tuple[ir.Node | None, str]:
+    """The product or attention operator that reads a cache, and as what."""
+    for value in (past, present):
+        for node, position in _reads(value):
+            ports = ATTENTION_PORTS.get((node.domain, node.op_type))
+            if ports is not None:
+                return node, "key" if position in (1, min(ports)) else "value"
+            if node.op_type in PRODUCTS:
+                return node, "value" if _follows_softmax(node.inputs[1 - position]) else "key"
+    name = f"{past.name} {present.name}".lower()
+    return None, "value" if "value" in name else "key"
+
+
+def _reads(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
+    """Uses of a cache as an operand of a product or an attention operator."""
+    frontier, seen = [value], {value}
+    while frontier:
+        for use in frontier.pop().uses():
+            node = use.node
+            if node.op_type in CARRIERS | WIDENERS | {"TensorScatter"}:
+                if node.outputs[0] not in seen:
+                    seen.add(node.outputs[0])
+                    frontier.append(node.outputs[0])
+            elif (node.domain, node.op_type) in ATTENTION_PORTS or node.op_type in PRODUCTS:
+                yield node, use.idx
+
+
+def _follows_softmax(value: ir.Value | None) -> bool:
+    """Whether a value is a softmax, perhaps converted or with NaN replaced."""
+    while value is not None and (node := value.producer()) is not None:
+        if node.op_type == "Softmax":
+            return True
+        if node.op_type == "Where":
+            value = node.inputs[2] if _is_constant(node.inputs[1]) else node.inputs[1]
+        elif node.op_type in ("Cast", "Identity", "Dropout", "Mul", "Reshape"):
+            value = node.inputs[0]
+        else:
+            return False
+    return False
+
+
+def _is_constant(value: ir.Value | None) -> bool:
+    return value is None or value.const_value is not None
+
+
+def _number_layers(found: list[tuple[int, int, int | None, str]]) -> list[KvPair]:
+    """Number keys and values by the order of the nodes that read them."""
+    pairs = []
+    for kind in ("key", "value"):
+        of_kind = [entry for entry in found if entry[3] == kind]
+        if all(entry[2] is not None for entry in of_kind):
+            of_kind.sort(key=lambda entry: entry[2] or 0)
+        pairs += [
+            KvPair(past, present, layer, kind)
+            for layer, (past, present, _, _) in enumerate(of_kind)
+        ]
+    return sorted(pairs, key=lambda pair: (pair.layer, pair.kind))

@@ -1,0 +1,199 @@
+"""What a run or a simulation reports: fields of the JSON report, and tables for a reader.
+
+Names are those that users of vLLM and llama.cpp know. `full_passes` counts passes of the full
+model after the prompt's; `full_passes_per_token` relates them to the tokens after the first one,
+which the prompt's pass gives. `simulated` covers the whole run, prompt included.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from speqc.passes.form_draft_verify import DRAFT, FULL
+from speqc.runtime.calls import Call
+from speqc.runtime.decode import Round
+from speqc.runtime.program_timing import ProgramTimer
+
+Fields = dict[str, Any]
+"""A JSON object."""
+
+
+def prompt_calls(prompt_length: int, chunk: int) -> list[Call]:
+    """The passes that a prompt takes, `chunk` tokens at a time."""
+    starts = range(0, prompt_length, chunk)
+    return [Call(FULL, min(chunk, prompt_length - start), start) for start in starts]
+
+
+def token_calls(prompt_length: int, tokens: int) -> list[Call]:
+    """The passes of autoregressive decoding after the prompt, whose last row gives one token."""
+    return [Call(FULL, 1, prompt_length + place) for place in range(tokens - 1)]
+
+
+def round_calls(prompt_length: int, rounds: Iterable[Round]) -> list[Call]:
+    """The passes of speculative decoding after the prompt."""
+    calls: list[Call] = []
+    past = prompt_length
+    for entry in rounds:
+        calls += [Call(DRAFT, 1, past + place) for place in range(entry.drafted)]
+        calls.append(Call(FULL, 1 + entry.drafted, past))
+        past += 1 + entry.accepted
+    return calls
+
+
+def acceptance_fields(rounds: Sequence[Round]) -> Fields:
+    """How drafting went. A position counts in the rounds that drafted so far; empty without any."""
+    if not rounds:
+        return {}
+    drafted = sum(entry.drafted for entry in rounds)
+    accepted = sum(entry.accepted for entry in rounds)
+    longest = max(entry.drafted for entry in rounds)
+    return {
+        "drafted": drafted,
+        "accepted": accepted,
+        "acceptance_rate": accepted / drafted if drafted else 0.0,
+        "mean_acceptance_length": accepted / len(rounds) + 1,
+        "acceptance_per_position": [_rate(rounds, place) for place in range(longest)],
+        "early_exits": sum(entry.early_exit for entry in rounds),
+        "rounds": [asdict(entry) for entry in rounds],
+    }
+
+
+def _rate(rounds: Sequence[Round], place: int) -> float:
+    reached = [entry for entry in rounds if entry.drafted > place]
+    return sum(entry.accepted > place for entry in reached) / len(reached)
+
+
+def timing_fields(
+    timer: ProgramTimer, calls: Sequence[Call], prompt_length: int, tokens: int
+) -> Fields:
+    """Simulated cost of a run's passes, its prompt's included."""
+    total = timer.total(calls)
+    prompt = timer.total(call for call in calls if call.past < prompt_length)
+    return {
+        "cycles": total.cycles,
+        "seconds": total.seconds,
+        "prompt_seconds": prompt.seconds,
+        "tokens_per_second": tokens / total.seconds,
+        "dram_bytes": total.dram_bytes,
+        "energy_joules": total.energy_joules,
+    }
+
+
+def run_fields(
+    timer: ProgramTimer,
+    prompt_length: int,
+    tokens: int,
+    calls: Sequence[Call],
+    rounds: Sequence[Round],
+) -> Fields:
+    """What the passes of a run say: acceptance, passes, and time beside plain decoding's."""
+    prompt = [call for call in calls if call.past < prompt_length]
+    full_passes = sum(call.function == FULL for call in calls) - len(prompt)
+    baseline = [*prompt, *token_calls(prompt_length, tokens)]
+    fields = {
+        "prompt_tokens": prompt_length,
+        "new_tokens": tokens,
+        **acceptance_fields(rounds),
+        "full_passes": full_passes,
+        "full_passes_per_token": full_passes / (tokens - 1) if tokens > 1 else 0.0,
+        "target": timer.target.name,
+        "simulated": timing_fields(timer, calls, prompt_length, tokens),
+        "baseline": {"simulated": timing_fields(timer, baseline, prompt_length, tokens)},
+    }
+    return fields | speedup_fields(fields)
+
+
+def speedup_fields(fields: Fields) -> Fields:
+    """How many times faster than autoregressive decoding: the whole run, and after the prompt."""
+    simulated, baseline = fields["simulated"], fields["baseline"]["simulated"]
+    ours = simulated["seconds"] - simulated["prompt_seconds"]
+    plain = baseline["seconds"] - baseline["prompt_seconds"]
+    return {
+        "speedup": baseline["seconds"] / simulated["seconds"],
+        "decode_speedup": plain / ours if ours else 1.0,
+    }
+
+
+def write_json(fields: Mapping[str, Any], destination: str) -> None:
+    """Write a report to a file, or to standard output where `destination` is "-"."""
+    text = json.dumps(fields, indent=2, ensure_ascii=False)
+    if destination == "-":
+        click.echo(text)
+    else:
+        Path(destination).write_text(text + "\n", encoding="utf-8")
+
+
+def report_rows(fields: Fields) -> list[tuple[str, str, str]]:
+    """A report for a reader: label, value, and the same of autoregressive decoding or ""."""
+    rows = []
+    if "drafted" in fields:
+        share = f"{fields['accepted']:.6g} of {fields['drafted']:.6g} drafted"
+        rows = [
+            ("acceptance rate", f"{fields['acceptance_rate']:.1%} ({share})", ""),
+            ("mean acceptance length", f"{fields['mean_acceptance_length']:.2f}", "1.00"),
+            ("full passes per token", f"{fields['full_passes_per_token']:.3f}", "1.000"),
+        ]
+        if "early_exits" in fields:
+            rows.append(("early exits", str(fields["early_exits"]), ""))
+    ours, plain = fields["simulated"], fields["baseline"]["simulated"]
+    for label, key, show in (
+        ("simulated time", "seconds", show_time),
+        ("of which the prompt", "prompt_seconds", show_time),
+        ("tokens per second", "tokens_per_second", "{:.2f}".format),
+        ("DRAM traffic", "dram_bytes", show_bytes),
+        ("DRAM energy", "energy_joules", "{:.4g} J".format),
+    ):
+        rows.append((label, show(ours[key]), show(plain[key])))
+    rows.append(("speedup", f"{fields['speedup']:.2f}x", "1.00x"))
+    rows.append(("speedup after the prompt", f"{fields['decode_speedup']:.2f}x", "1.00x"))
+    if "wall_seconds" in fields:
+        rows.append(("wall-clock time", show_time(fields["wall_seconds"]), ""))
+    return rows
+
+
+def show_time(seconds: float) -> str:
+    """Seconds in a unit that leaves few digits before the point."""
+    if seconds >= 1:
+        return f"{seconds:.3f} s"
+    return f"{seconds * 1e3:.3f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3f} us"
+
+
+def show_bytes(size: float) -> str:
+    """Bytes in a unit that leaves few digits before the point."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.4g} {unit}"
+        size /= 1000
+    return f"{size:.4g} TB"
+
+
+def print_report(fields: Fields, mode: str, *, stderr: bool) -> None:
+    """Show a report: a table on a terminal, else a line for each fact."""
+    rows = report_rows(fields)
+    if (sys.stderr if stderr else sys.stdout).isatty():
+        columns = (f"on {fields['target']}", mode, "autoregressive")
+        print_table(columns, rows, stderr=stderr)
+        return
+    click.echo(f"on {fields['target']}, {mode} (autoregressive):", err=stderr)
+    for label, value, plain in rows:
+        click.echo(f"{label}: {value}" + (f" ({plain})" if plain else ""), err=stderr)
+
+
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, stderr: bool = False
+) -> None:
+    """Show a table: ruled on a terminal, else plain columns that nothing cuts off."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    terminal = (sys.stderr if stderr else sys.stdout).isatty()
+    table = Table(*columns, box=SIMPLE_HEAD if terminal else None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    Console(stderr=stderr, width=None if terminal else 10_000, markup=False).print(table)

@@ -1,0 +1,242 @@
+"""`speqc run`: continue a prompt on the machine, stream the text, check it, and report."""
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+import numpy as np
+from tokenizers import Tokenizer
+
+from speqc.artifact import Artifact, load_artifact
+from speqc.diagnostics import note, progress
+from speqc.report import Fields, print_report, run_fields, write_json
+from speqc.runtime.decode import Decoded, DecodeOptions, check_prompt, decode
+from speqc.runtime.errors import CheckFailed, SpeqcError
+from speqc.runtime.machine import Machine
+from speqc.runtime.program_timing import ProgramTimer
+from speqc.runtime.weights import WeightFile
+from speqc.text import TextStream, encode, encode_chat, load_tokenizer
+
+BASELINE = "autoregressive"
+"""The mode that every other one is compared with."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a user wants continued: a text, plain or as a chat, or token ids "1,2,3"."""
+
+    text: str | None = None
+    token_ids: str | None = None
+    chat: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gave: the machine's record, the text if there is a tokenizer, and the report."""
+
+    decoded: Decoded
+    text: str | None
+    fields: Fields
+
+
+def run(
+    path: Path,
+    prompt: Prompt,
+    mode: str,
+    options: DecodeOptions,
+    *,
+    stop: bool,
+    check: bool,
+    json_to: str | None,
+) -> None:
+    """Run an artifact and report.
+
+    `options` without stop tokens: with `stop`, those of the artifact are used.
+
+    Raises:
+        SpeqcError: bad artifact or prompt.
+        CheckFailed: `check` found a token or logit that differs from autoregressive decoding.
+    """
+    session = Session(load_artifact(path))
+    if stop:
+        options = replace(options, stop_tokens=session.artifact.eos_token_ids)
+    if check:
+        check_options(mode, options)
+    tokens = session.tokens(prompt)
+    result = session.run(tokens, mode, options, echo=json_to != "-", keep_logits=check)
+    if json_to is not None:
+        write_json(result.fields, json_to)
+    print_report(result.fields, mode, stderr=True)
+    if check:
+        session.check(tokens, options, result.decoded)
+
+
+def check_options(mode: str, options: DecodeOptions) -> None:
+    """Raise SpeqcError where a run is not one that must equal autoregressive decoding."""
+    if mode == "draft":
+        raise SpeqcError("--check: the draft mode only approximates the model")
+    if options.sampling.temperature > 0:
+        raise SpeqcError(
+            "--check: sampled tokens follow the model's distribution, but are not the same ones; "
+            "check with temperature 0"
+        )
+
+
+class Session:
+    """A loaded artifact with its machine and tokenizer."""
+
+    def __init__(self, artifact: Artifact):
+        self.artifact = artifact
+        self.machine = Machine(artifact.program, WeightFile(artifact.weights))
+        self.timer = ProgramTimer(artifact.program)
+        self.tokenizer: Tokenizer | None = None
+        if artifact.tokenizer is not None:
+            self.tokenizer = load_tokenizer(artifact.tokenizer)
+
+    def tokens(self, prompt: Prompt) -> list[int]:
+        """The tokens of a prompt; raises SpeqcError where they can't be made."""
+        if prompt.token_ids is not None:
+            return parse_token_ids(prompt.token_ids)
+        assert prompt.text is not None
+        if self.tokenizer is None:
+            raise SpeqcError(
+                f"{self.artifact.path}: has no tokenizer: give --token-ids, or compile the model "
+                "with --tokenizer FILE"
+            )
+        if not prompt.chat:
+            return encode(self.tokenizer, prompt.text)
+        template = self.artifact.chat_template
+        if template is None:
+            raise SpeqcError(
+                f"{self.artifact.path}: the model has no chat template: leave out --chat"
+            )
+        return encode_chat(self.tokenizer, template, self.artifact.special_tokens, prompt.text)
+
+    def run(
+        self,
+        prompt: Sequence[int],
+        mode: str,
+        options: DecodeOptions,
+        *,
+        echo: bool,
+        keep_logits: bool = False,
+    ) -> Result:
+        """Decode, writing the text to standard output as it comes where `echo` is set.
+
+        Raises SpeqcError where the machine can't take the prompt.
+        """
+        check_prompt(self.machine, prompt, options.new_tokens)
+        sink = _Sink(self.tokenizer, prompt, echo)
+        start = time.perf_counter()
+        with sink.showing(mode, options.new_tokens):
+            decoded = decode(self.machine, mode, prompt, options, sink.take, keep_logits)
+        wall = time.perf_counter() - start
+        fields = {
+            "mode": mode,
+            "token_ids": decoded.tokens,
+            **({} if sink.text is None else {"text": sink.text}),
+            "prompt_chunk": options.prompt_chunk,
+            **run_fields(
+                self.timer, len(prompt), len(decoded.tokens), decoded.calls, decoded.rounds
+            ),
+            "wall_seconds": wall,
+        }
+        return Result(decoded, sink.text, fields)
+
+    def check(self, prompt: Sequence[int], options: DecodeOptions, decoded: Decoded) -> None:
+        """Raise CheckFailed unless autoregressive decoding gives the same tokens and logit bits."""
+        with progress("checking", options.new_tokens) as advance:
+            plain = decode(
+                self.machine,
+                BASELINE,
+                prompt,
+                options,
+                on_tokens=lambda tokens: advance(len(tokens)),
+                keep_logits=True,
+            )
+        compare(decoded, plain)
+        note(f"checked: {len(plain.tokens)} tokens and all their logits are equal bit for bit")
+
+
+def parse_token_ids(text: str) -> list[int]:
+    """The numbers of "1,2,3"."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise SpeqcError(
+            f"--token-ids: expected numbers with commas between, such as 1,2,3, got {text!r}"
+        ) from None
+
+
+def compare(decoded: Decoded, plain: Decoded) -> None:
+    """Raise CheckFailed naming the first token or logit in which a run differs from a plain one."""
+    pairs = zip(decoded.tokens, plain.tokens, decoded.logits, plain.logits, strict=False)
+    for place, (token, expected, row, expected_row) in enumerate(pairs):
+        differing = np.flatnonzero(_bits(row) != _bits(expected_row))
+        if differing.size:
+            entry = int(differing[0])
+            raise CheckFailed(
+                f"new token {place}: {differing.size} logits differ, first that of token id "
+                f"{entry}: {row[entry]!r} instead of {expected_row[entry]!r}"
+            )
+        if token != expected:
+            raise CheckFailed(f"new token {place} is {token}, autoregressive decoding's {expected}")
+    if len(decoded.tokens) != len(plain.tokens):
+        raise CheckFailed(
+            f"{len(decoded.tokens)} new tokens, autoregressive decoding gives {len(plain.tokens)}"
+        )
+
+
+def _bits(row: np.ndarray) -> np.ndarray:
+    """A row of logits as integers: NaN equals itself, and the zeros differ."""
+    return row.view(f"u{row.dtype.itemsize}")
+
+
+class _Sink:
+    """Takes new tokens: to text, to standard output, and to the progress bar."""
+
+    def __init__(self, tokenizer: Tokenizer | None, prompt: Sequence[int], echo: bool):
+        self._stream = None if tokenizer is None else TextStream(tokenizer, prompt)
+        self._echo = echo
+        self._parts: list[str] = []
+        self._tokens: list[int] = []
+        self._advance = lambda steps: None
+
+    @property
+    def text(self) -> str | None:
+        """The text so far; None without a tokenizer."""
+        return None if self._stream is None else "".join(self._parts)
+
+    @contextmanager
+    def showing(self, mode: str, total: int) -> Iterator[None]:
+        """Show progress where the text itself does not, and end the text."""
+        if self._echo and sys.stdout.isatty():
+            yield
+        else:
+            with progress(mode, total) as self._advance:
+                yield
+        if self._stream is None:
+            self._write(",".join(map(str, self._tokens)))
+        else:
+            self._write(self._stream.flush())
+        self._write_line_end()
+
+    def take(self, tokens: list[int]) -> None:
+        """Show more tokens."""
+        self._tokens += tokens
+        self._advance(len(tokens))
+        if self._stream is not None:
+            self._write(self._stream.push(tokens))
+
+    def _write(self, text: str) -> None:
+        self._parts.append(text)
+        if self._echo and text:
+            click.echo(text, nl=False)
+
+    def _write_line_end(self) -> None:
+        if self._echo:
+            click.echo()

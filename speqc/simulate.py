@@ -1,0 +1,253 @@
+"""`speqc simulate`: the time that decoding takes, without computing a value.
+
+Time depends on how many tokens are drafted and accepted, never on which. An assumed acceptance
+gives an expectation, computed exactly: with tokens accepted independently with probability A, a
+round that drafts d of them accepts j < d with probability A^j (1 - A) and all of them with A^d. The
+cost still to come, as a function of the tokens already emitted, follows from the last token back.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from xdsl.dialects.builtin import ModuleOp
+
+from speqc.artifact import load_artifact
+from speqc.diagnostics import note, progress
+from speqc.dialects.speq import CallOp
+from speqc.passes.form_draft_verify import DRAFT, FULL
+from speqc.report import (
+    Fields,
+    print_report,
+    prompt_calls,
+    round_calls,
+    run_fields,
+    speedup_fields,
+    timing_fields,
+    token_calls,
+    write_json,
+)
+from speqc.retarget import retarget
+from speqc.runtime.calls import Call
+from speqc.runtime.costs import dram_energy_joules
+from speqc.runtime.decode import Round, find_program
+from speqc.runtime.errors import SpeqcError
+from speqc.runtime.module_attributes import module_context
+from speqc.runtime.program_timing import ProgramTimer
+from speqc.target_files import load_target
+
+CYCLES, BYTES, DRAFTED, ACCEPTED, ROUNDS = range(5)
+"""What is summed up over rounds: places in a vector of expectations."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A recorded run: how many tokens, and for speculative decoding its rounds."""
+
+    mode: str
+    prompt_length: int
+    new_tokens: int
+    rounds: Sequence[Round]
+    prompt_chunk: int | None
+
+    def calls(self, chunk: int) -> list[Call]:
+        """The passes of the run, with a prompt in chunks of `chunk` tokens."""
+        prompt = prompt_calls(self.prompt_length, chunk)
+        if self.mode == "speculative":
+            return prompt + round_calls(self.prompt_length, self.rounds)
+        step = DRAFT if self.mode == "draft" else FULL
+        plain = token_calls(self.prompt_length, self.new_tokens)
+        return prompt + [call._replace(function=step) for call in plain]
+
+
+def simulate(
+    path: Path,
+    prompt_length: int | None,
+    new_tokens: int | None,
+    *,
+    acceptance: float | None,
+    replay: Path | None,
+    draft_length: int | None,
+    target: str | None,
+    json_to: str | None,
+) -> None:
+    """Time an artifact and report on standard output.
+
+    Without `acceptance` and `replay`, plain decoding is timed. Without `replay` both lengths are
+    needed; beside it a `prompt_length` moves its rounds to another place in the context.
+
+    Raises SpeqcError where artifact, replay or target is bad, or the context is too short.
+    """
+    program = load_artifact(path).program
+    if target is not None:
+        program = _on_target(program, target)
+    if replay is not None:
+        mode, fields = _replayed(program, read_replay(replay, prompt_length), new_tokens)
+    else:
+        assert prompt_length is not None and new_tokens is not None
+        run = Replay("autoregressive", prompt_length, new_tokens, (), None)
+        if acceptance is None:
+            mode, fields = _replayed(program, run, None)
+        else:
+            mode = "speculative"
+            length = draft_length or _program_draft_length(program)
+            fields = expected_fields(program, run, acceptance, length)
+    if json_to is not None:
+        write_json(fields, json_to)
+    if json_to != "-":
+        print_report(fields, mode, stderr=False)
+
+
+def _on_target(program: ModuleOp, name: str) -> ModuleOp:
+    target = load_target(name)
+    moved = retarget(program, target)
+    note(f"timed on {target.name}: tiles are laid out anew, the order of operations is as compiled")
+    return moved
+
+
+def _program_draft_length(program: ModuleOp) -> int:
+    length = find_program(program, "speculative").draft_length
+    if length is None:
+        raise SpeqcError("the program names no draft length: give --draft-length")
+    return length.value.data
+
+
+def program_chunk(program: ModuleOp) -> int:
+    """Tokens of the prompt that the program feeds at a time; its context where it has no chunks."""
+    for op in find_program(program, "speculative").walk():
+        if isinstance(op, CallOp) and op.chunk is not None:
+            return op.chunk.value.data
+    return module_context(program)
+
+
+def check_lengths(program: ModuleOp, run: Replay) -> None:
+    """Raise SpeqcError where a run has no tokens or does not fit the program's context."""
+    if run.prompt_length < 1 or run.new_tokens < 1:
+        raise SpeqcError("prompt length and new tokens must be at least 1")
+    context = module_context(program)
+    if run.prompt_length + run.new_tokens > context:
+        raise SpeqcError(
+            f"a prompt of {run.prompt_length} tokens and {run.new_tokens} new ones do not fit the "
+            f"context of {context}: compile with a larger --context"
+        )
+
+
+def _replayed(program: ModuleOp, run: Replay, new_tokens: int | None) -> tuple[str, Fields]:
+    if new_tokens not in (None, run.new_tokens):
+        raise SpeqcError(f"the replayed run has {run.new_tokens} new tokens, not {new_tokens}")
+    check_lengths(program, run)
+    calls = run.calls(run.prompt_chunk or program_chunk(program))
+    timer = ProgramTimer(program)
+    with progress("timing", len(calls)) as advance:
+        for call in calls:
+            timer.step(*call)
+            advance(1)
+    return run.mode, {
+        "mode": run.mode,
+        **run_fields(timer, run.prompt_length, run.new_tokens, calls, run.rounds),
+    }
+
+
+def read_replay(path: Path, prompt_length: int | None = None) -> Replay:
+    """The run of a report that `speqc run --json` wrote; `prompt_length` replaces its own.
+
+    Raises SpeqcError where the file is no such report.
+    """
+    try:
+        report = json.loads(path.read_text("utf-8"))
+        return Replay(
+            str(report["mode"]),
+            prompt_length or _count(report["prompt_tokens"]),
+            _count(report["new_tokens"]),
+            [_round(entry) for entry in report.get("rounds", ())],
+            report.get("prompt_chunk"),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SpeqcError(f"{path}: not a report of 'speqc run --json': {error!r}") from error
+
+
+def _round(entry: Any) -> Round:
+    drafted, accepted = _count(entry["drafted"]), _count(entry["accepted"])
+    if accepted > drafted:
+        raise ValueError(f"{accepted} tokens accepted of {drafted}")
+    return Round(drafted, accepted, bool(entry["early_exit"]))
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"expected a count, got {value!r}")
+    return value
+
+
+def expected_fields(program: ModuleOp, run: Replay, acceptance: float, draft_length: int) -> Fields:
+    """What speculative decoding takes on average (see the module's text), beside plain decoding."""
+    check_lengths(program, run)
+    timer = ProgramTimer(program)
+    prompt = prompt_calls(run.prompt_length, program_chunk(program))
+    plain = prompt + token_calls(run.prompt_length, run.new_tokens)
+    with progress("timing", 2 * run.new_tokens) as advance:
+        for call in plain:
+            timer.step(*call)
+        advance(run.new_tokens)
+        sums = expected_sums(timer, run, acceptance, draft_length, lambda: advance(1))
+    baseline = timing_fields(timer, plain, run.prompt_length, run.new_tokens)
+    start = timer.total(prompt)
+    cycles, size = start.cycles + sums[CYCLES], start.dram_bytes + sums[BYTES]
+    seconds = timer.target.seconds(1) * cycles
+    rounds, drafted, accepted = sums[ROUNDS], sums[DRAFTED], sums[ACCEPTED]
+    fields: Fields = {
+        "mode": "speculative",
+        "assumed_acceptance": acceptance,
+        "draft_length": draft_length,
+        "prompt_tokens": run.prompt_length,
+        "new_tokens": run.new_tokens,
+        "drafted": drafted,
+        "accepted": accepted,
+        "acceptance_rate": accepted / drafted if drafted else 0.0,
+        "mean_acceptance_length": accepted / rounds + 1 if rounds else 1.0,
+        "acceptance_per_position": [acceptance ** (place + 1) for place in range(draft_length)],
+        "full_passes": rounds,
+        "full_passes_per_token": rounds / (run.new_tokens - 1) if run.new_tokens > 1 else 0.0,
+        "target": timer.target.name,
+        "simulated": {
+            "cycles": cycles,
+            "seconds": seconds,
+            "prompt_seconds": start.seconds,
+            "tokens_per_second": run.new_tokens / seconds,
+            "dram_bytes": size,
+            "energy_joules": dram_energy_joules(1, timer.target) * size,
+        },
+        "baseline": {"simulated": baseline},
+    }
+    return fields | speedup_fields(fields)
+
+
+def expected_sums(
+    timer: ProgramTimer,
+    run: Replay,
+    acceptance: float,
+    draft_length: int,
+    advance: Callable[[], None],
+) -> list[float]:
+    """Expected sums over the rounds after the prompt; `advance` is called for each token."""
+    still = np.zeros((run.new_tokens + 1, 5))
+    for emitted in range(run.new_tokens - 1, 0, -1):
+        drafted = min(draft_length, run.new_tokens - emitted - 1)
+        probabilities = acceptance_distribution(acceptance, drafted)
+        calls = round_calls(run.prompt_length + emitted - 1, [Round(drafted, 0, False)])
+        total = timer.total(calls)
+        accepted = float(probabilities @ np.arange(drafted + 1))
+        this = np.array([total.cycles, total.dram_bytes, drafted, accepted, 1])
+        still[emitted] = this + probabilities @ still[emitted + 1 : emitted + drafted + 2]
+        advance()
+    return still[min(1, run.new_tokens)].tolist()
+
+
+def acceptance_distribution(acceptance: float, drafted: int) -> NDArray[np.float64]:
+    """Probabilities [drafted + 1] of accepting 0, 1, .. all of the drafted tokens."""
+    reached = acceptance ** np.arange(drafted + 1)
+    return np.append(reached[:-1] * (1 - acceptance), reached[-1])

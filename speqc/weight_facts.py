@@ -1,0 +1,116 @@
+"""What there is to say of a weight in an artifact: its form, its draft, its exactness."""
+
+import hashlib
+from dataclasses import dataclass
+from math import isfinite, log10
+
+import numpy as np
+from numpy.typing import NDArray
+from xdsl.dialects.builtin import DenseArrayBase
+
+from speqc.dialects.speq import WeightOp
+from speqc.runtime.bsfp import for_each
+from speqc.runtime.codebook import load_codebook
+from speqc.runtime.planes import draft_panels, full_panels
+from speqc.runtime.weights import WeightFile
+
+
+@dataclass(frozen=True)
+class WeightFacts:
+    """What there is to say of one weight.
+
+    Attributes:
+        name: its symbol; `source` is its name in the model file.
+        shape: (K, N).
+        bytes: what it takes in the artifact.
+        exponents: how many values have each FP16 exponent field 0..31, in the model file.
+        codebook, group_size, shift: how it is split; None where it is kept as FP16.
+        kept: why it is kept as FP16.
+        draft_snr_db: power of the weights over that of the draft's error; None without a draft,
+            and where weights are infinite, all zero, or drafted exactly.
+        exact: whether the stored weight decodes to the digest of the model file's tensor.
+    """
+
+    name: str
+    source: str
+    shape: tuple[int, int]
+    bytes: int
+    exponents: list[int] | None
+    codebook: str | None
+    group_size: int | None
+    shift: int | None
+    kept: str | None
+    draft_snr_db: float | None
+    exact: bool
+
+
+def weight_facts(op: WeightOp, file: WeightFile) -> WeightFacts:
+    """Decode a weight, compare it with the digest of its source, and measure its draft."""
+    name, (k, n) = op.sym_name.data, op.shape
+    shift = 0 if op.shift is None else op.shift.value.data
+    if op.codebook is None or op.group_size is None:
+        snr = None
+        panels = file.read(f"{name}.fp16")
+        size = panels.nbytes
+    else:
+        planes, book = file.planes(op), load_codebook(op.codebook.data)
+        panels = full_panels(planes, book, n, shift)
+        snr = draft_snr_db(
+            panels, draft_panels(planes, book, n), planes.scales, op.group_size.value.data
+        )
+        size = planes.draft.nbytes + planes.rest.nbytes + planes.scales.nbytes
+    return WeightFacts(
+        name=name,
+        source=op.source.data,
+        shape=(k, n),
+        bytes=size,
+        exponents=_histogram(op.exponents),
+        codebook=None if op.codebook is None else op.codebook.data,
+        group_size=None if op.group_size is None else op.group_size.value.data,
+        shift=None if op.codebook is None else shift,
+        kept=None if op.kept is None else op.kept.data,
+        draft_snr_db=snr,
+        exact=panels_digest(panels, n, transposed=op.transposed is not None) == op.digest.data,
+    )
+
+
+def _histogram(exponents: DenseArrayBase | None) -> list[int] | None:
+    return None if exponents is None else [int(count) for count in exponents.get_values()]
+
+
+def panels_digest(panels: NDArray[np.uint16], n: int, *, transposed: bool) -> str:
+    """SHA-256 of the matrix in panels uint16[NB, K, 64], as the model file holds it."""
+    k = panels.shape[1]
+    if transposed:
+        matrix = panels.transpose(0, 2, 1).reshape(-1, k)[:n]
+    else:
+        matrix = panels.transpose(1, 0, 2).reshape(k, -1)[:, :n]
+    return f"sha256:{hashlib.sha256(np.ascontiguousarray(matrix, '<u2').data).hexdigest()}"
+
+
+def draft_snr_db(
+    full: NDArray[np.uint16],
+    draft: NDArray[np.uint16],
+    scales: NDArray[np.float16],
+    group_size: int,
+) -> float | None:
+    """10 log10(sum w^2 / sum (w - q)^2) of a weight in panels; None where that is no number.
+
+    A draft value is its level times the magnitude of its group's scale [NB, G, 64].
+    """
+    blocks, k, _ = full.shape
+    power, error = np.zeros(blocks), np.zeros(blocks)
+
+    def measure(block: int) -> None:
+        exact = full[block].view(np.float16).astype(np.float64)
+        magnitudes = np.abs(scales[block]).astype(np.float64).repeat(group_size, axis=0)[:k]
+        approximate = draft[block].view(np.float16) * magnitudes
+        power[block] = np.sum(exact * exact)
+        error[block] = np.sum((exact - approximate) ** 2)
+
+    with np.errstate(invalid="ignore"):
+        for_each(range(blocks), measure)
+    signal, noise = float(power.sum()), float(error.sum())
+    if not isfinite(signal + noise) or signal == 0 or noise == 0:
+        return None
+    return 10 * log10(signal / noise)

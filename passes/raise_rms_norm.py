@@ -20,7 +20,7 @@ from xdsl.pattern_rewriter import (
 )
 from xdsl.transforms.dead_code_elimination import region_dce
 
-from speqc.dialects.onnx import OnnxOp
+from speqc.dialects.onnx import OnnxOp, operator_class
 from speqc.dialects.speq import RMSNormOp
 from speqc.passes.matching import (
     constant_integers,
@@ -35,6 +35,8 @@ from speqc.passes.matching import (
 )
 
 NORM_OPERATORS = ("onnx.RMSNormalization", "onnx.SimplifiedLayerNormalization")
+
+SKIP_OPERATOR = "onnx.microsoft.SkipSimplifiedLayerNormalization"
 
 
 class _Scaled(NamedTuple):
@@ -142,6 +144,24 @@ def _scaled(inverse: SSAValue, wide: SSAValue) -> _Scaled | None:
     return _Scaled(last, scale, False) if cast is None else _Scaled(cast, scale, True)
 
 
+class _RaiseSkip(RewritePattern):
+    """Take ONNX Runtime's normalisation of a sum apart into the sum and `speq.rms_norm`."""
+
+    def match_and_rewrite(self, op: Operation, rewriter: PatternRewriter) -> None:
+        if not isinstance(op, OnnxOp) or op.name != SKIP_OPERATOR or op.input("bias") is not None:
+            return
+        first, second, scale = op.operands[:3]
+        if any(result.uses for result in op.results[1:3]):
+            return
+        total = operator_class("onnx.Add")([first, second], [first.type])
+        result, epsilon = op.results[0], op.number("epsilon", 1e-5)
+        norm = RMSNormOp(total.results[0], scale, epsilon, tensor(result), scale_in_f32=True)
+        for made in (total, norm):
+            made.location = op.location
+        results = [norm.result, None, None, total.results[0]][: len(op.results)]
+        rewriter.replace(op, [total, norm], results)
+
+
 @dataclass(frozen=True)
 class RaiseRmsNormPass(ModulePass):
     """Raise spelt-out RMS normalisation to `speq.rms_norm`."""
@@ -150,6 +170,8 @@ class RaiseRmsNormPass(ModulePass):
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         """Raise every normalisation whose rounding points are the operation's."""
-        patterns = GreedyRewritePatternApplier([_RaiseMean(), _RaiseOperator()], dce_enabled=False)
+        patterns = GreedyRewritePatternApplier(
+            [_RaiseMean(), _RaiseOperator(), _RaiseSkip()], dce_enabled=False
+        )
         PatternRewriteWalker(patterns, apply_recursively=False).rewrite_module(op)
         region_dce(op.body)

@@ -14,7 +14,14 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from speqc.runtime.codebook import CODES, EXPONENTS, UNUSED, CodeBook, exponent_histogram, scale_class
+from speqc.runtime.codebook import (
+    CODES,
+    EXPONENTS,
+    UNUSED,
+    CodeBook,
+    exponent_histogram,
+    scale_class,
+)
 from speqc.runtime.errors import SpeqcError
 
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
@@ -23,7 +30,7 @@ BLOCK = 64
 """Columns that are encoded together: the width of the PE array."""
 
 NO_FIT_SCALE = 0x7800
-"""FP16 bits of 32768, the scale of a group that no designed table holds: it selects the bijection."""
+"""FP16 bits of 32768: the scale of a group with Inf or NaN, which selects the bijection."""
 
 RMS_FACTORS = (0.8, 0.9, 1.0, 1.1, 1.25)
 PEAK_FACTORS = (0.6, 0.75, 0.9)
@@ -147,7 +154,7 @@ def full_exponents(book: CodeBook, shift: int) -> NDArray[np.uint16]:
     with one, only zeros have it.
     """
     stored = np.where(book.exponents == UNUSED, 0, book.exponents).astype(np.uint16).reshape(-1)
-    return np.where(stored > 0, stored + np.uint16(shift), stored).astype(np.uint16) << np.uint16(10)
+    return (stored + np.uint16(shift) * (stored > 0)) << np.uint16(10)
 
 
 def draft_patterns(book: CodeBook) -> NDArray[np.uint16]:
@@ -161,9 +168,7 @@ def draft_values(codes: NDArray[np.uint8], book: CodeBook) -> NDArray[np.float16
     return draft_patterns(book)[codes].view(np.float16)
 
 
-def draft_error(
-    bits: NDArray[np.uint16], encoded: Encoded, book: CodeBook
-) -> tuple[float, float]:
+def draft_error(bits: NDArray[np.uint16], encoded: Encoded, book: CodeBook) -> tuple[float, float]:
     """Sums over a block of w^2 and (w - draft)^2, which add up over the blocks of a tensor.
 
     Inf and NaN patterns are left out.
@@ -197,9 +202,7 @@ def code_usage(codes: NDArray[np.uint8]) -> NDArray[np.int64]:
     return np.array([np.count_nonzero(codes & 7 == code) for code in range(CODES)], np.int64)
 
 
-def check_arguments(
-    bits: NDArray[np.uint16], book: CodeBook, group_size: int, shift: int
-) -> None:
+def check_arguments(bits: NDArray[np.uint16], book: CodeBook, group_size: int, shift: int) -> None:
     """Raise ValueError unless these are arguments that `encode` takes."""
     if bits.ndim != 2 or bits.dtype != np.uint16:
         raise ValueError(f"expected uint16[K, N], got {bits.dtype}{list(bits.shape)}")
@@ -354,7 +357,7 @@ def _encode_searched(
         start = group * size
         rows = min(size, bits.shape[0] - start)
         block = bits[start : start + rows]
-        weight = weights[start : start + rows]
+        unpacked = (magnitudes[:rows], fields[:rows], weights[start : start + rows])
         _measure(block, magnitudes, fields, needed, peak, rms)
         best[:] = NO_FIT_SCALE
         for n in range(width):
@@ -368,9 +371,7 @@ def _encode_searched(
             for _ in range(2):
                 _half_bits(trial, pattern)
                 _choose_class(pattern, peak, needed, held)
-                _score(
-                    magnitudes[:rows], fields, weight, pattern, levels, allowed, error, product, square
-                )
+                _score(unpacked, pattern, levels, allowed, error, product, square)
                 for n in range(width):
                     if error[n] < least[n] and held[pattern[n] >> 9] & needed[n] == needed[n]:
                         least[n] = error[n]
@@ -378,9 +379,7 @@ def _encode_searched(
                     trial[n] = product[n] / square[n] if square[n] > 0 else trial[n]
         for n in range(columns):
             scales[group, n] = best[n]
-        _emit(
-            block, columns, magnitudes, fields, best, levels, allowed, slots, codes[start:], rest[start:]
-        )
+        _emit(block, columns, unpacked, best, levels, allowed, slots, codes[start:], rest[start:])
 
 
 @_jit
@@ -404,7 +403,7 @@ def _measure(bits, magnitudes, fields, needed, peak, rms):
 
 @_jit
 def _choose_class(pattern, peak, needed, held):
-    """Raise scales until max|w| < 8 s, and set the sign bit where the tight table holds the group."""
+    """Raise scales until max|w| < 8 s; set their sign bit where the tight table holds the group."""
     for n in range(pattern.size):
         if peak[n] == 0:
             pattern[n] = 0
@@ -422,11 +421,12 @@ def _choose_class(pattern, peak, needed, held):
 
 
 @_jit
-def _score(magnitudes, fields, weight, pattern, levels, allowed, error, product, square):
+def _score(unpacked, pattern, levels, allowed, error, product, square):
     """Squared error of a group under given scales, and sum(w q), sum(q q) for their refinement.
 
     `levels` is a tuple and the loops are short, so that the compiler turns them into vector code.
     """
+    magnitudes, fields, weight = unpacked
     inverse = np.empty(BLOCK, np.float32)
     mask = np.empty(BLOCK, np.int32)
     distance = np.empty(BLOCK, np.float32)
@@ -474,8 +474,9 @@ def _invert(pattern, inverse):
 
 
 @_jit
-def _emit(bits, columns, magnitudes, fields, pattern, levels, allowed, slots, codes, rest):
+def _emit(bits, columns, unpacked, pattern, levels, allowed, slots, codes, rest):
     """Write the code with the nearest allowed level, and the rest that goes with it."""
+    magnitudes, fields, _ = unpacked
     inverse = np.empty(BLOCK, np.float32)
     mask = np.empty(BLOCK, np.int32)
     distance = np.empty(BLOCK, np.float32)

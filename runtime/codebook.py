@@ -1,10 +1,10 @@
-"""Code books of the bit-sharing number format: which 4-bit codes may stand for which FP16 exponents.
+"""Code books of the bit-sharing number format: which draft codes stand for which FP16 exponents.
 
 An FP16 weight (sign, 5-bit exponent, 10-bit mantissa) is stored as a draft nibble
-``F = sign << 3 | code`` and a 12-bit rest ``R = slot << 10 | mantissa``. In a table, code ``c`` owns at
-most four exponents in a fixed order, and ``slot`` says which of them the weight has, so (F, R) gives
-back the FP16 bits exactly. The draft reads F alone: ``sign * levels[code] * scale of its group``.
-A table is picked for each group by the leading bits of the group's own scale.
+``F = sign << 3 | code`` and a 12-bit rest ``R = slot << 10 | mantissa``. In a table, a code owns
+at most four exponents in a fixed order, and the slot says which of them the weight has, so (F, R)
+gives back the FP16 bits exactly. The draft reads F alone: sign * level of the code * scale of the
+group. The leading bits of that scale pick the table.
 """
 
 import json
@@ -86,7 +86,7 @@ class CodeBook:
 
 
 def scale_class(scale_bits: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """Table index 0..127 for FP16 scale patterns (any shape): sign, exponent, first mantissa bit."""
+    """Table index 0..127 of FP16 scale patterns: sign, exponent and first mantissa bit."""
     return np.asarray(scale_bits, np.uint16) >> np.uint16(9)
 
 
@@ -178,7 +178,7 @@ def _count_exponents(bits, counts):
 
 
 def parse_table(text: str) -> list[list[int]]:
-    """Read a table such as ``"0123 345e ..."``: a word for each code, a base-32 digit for each slot."""
+    """Read a table such as "0123 345e ...": a word for a code, a base-32 digit for an exponent."""
     return [[int(digit, 32) for digit in word] for word in text.split()]
 
 
@@ -200,7 +200,7 @@ def _sets_book() -> CodeBook:
 
     A class without a designed table has the bijection {4c..4c+3}, which holds all 32 exponents.
     """
-    bank = json.loads(files(__package__).joinpath("bank_sets.json").read_text("utf-8"))
+    bank = json.loads(files("speqc.runtime").joinpath("bank_sets.json").read_text("utf-8"))
     design = bank["level_sets"]["free"]
     exponents = np.empty((CLASSES, CODES, SLOTS), np.uint8)
     exponents[:] = np.arange(EXPONENTS, dtype=np.uint8).reshape(CODES, SLOTS)
@@ -211,7 +211,7 @@ def _sets_book() -> CodeBook:
 
 def _fixed_book(name: str, table: list[list[int]], level_exponents: list[int]) -> CodeBook:
     levels = np.ldexp(1.0, np.array(level_exponents) - 15).astype(np.float16)
-    return CodeBook(name, 128, levels, np.broadcast_to(_padded(table), (CLASSES, CODES, SLOTS)).copy())
+    return CodeBook(name, 128, levels, np.tile(_padded(table), (CLASSES, 1, 1)))
 
 
 def _paper_book() -> CodeBook:
@@ -225,7 +225,7 @@ def _paper_book() -> CodeBook:
 
 
 def _naive_book() -> CodeBook:
-    """Plain E3M0, the control: code = exponent >> 1, level 2^(2c - 15). Holds exponents 0..15 only."""
+    """Plain E3M0, the control: code c = exponent >> 1, level 2^(2c - 15); exponents 0..15 only."""
     return _fixed_book("naive", _NAIVE_TABLE, [2 * code for code in range(CODES)])
 
 

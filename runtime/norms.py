@@ -175,7 +175,7 @@ def reduce_sum_lastdim(x: FloatArray, out_dtype: DTypeLike | None = None) -> Flo
 
 
 def reduce_mean_lastdim(x: FloatArray, out_dtype: DTypeLike | None = None) -> FloatArray:
-    """Return the means [...] of x [..., C]: FP32 sums divided by C, rounded as the sums would be."""
+    """Return the means [...] of x [..., C]: FP32 sums over C, rounded once (default: to x's dtype)."""
     return _reduced(x, x.shape[-1], out_dtype)
 
 

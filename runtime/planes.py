@@ -1,7 +1,7 @@
 """Storage layout of bit-shared weights: the planes that lie in a file and that the array streams.
 
-Columns go in blocks of 64, the width of the PE array (N padded to a multiple of 64 with zero bytes),
-and block by block each plane lies in ascending k, so that the array reads it front to back:
+Columns go in blocks of 64, the width of the PE array (N padded to a multiple of 64 with zero
+bytes), and in a block each plane lies in ascending k, so that the array reads it front to back:
 
 - draft: uint8[NB, K, 32], two nibbles F a byte, the even column in the low one;
 - rest: uint8[NB, K, 96], two 12-bit values R in three bytes, little endian, the even column first;
@@ -73,8 +73,8 @@ def encode_to_planes(
 ) -> Planes:
     """Encode FP16 patterns and pack them, 64 columns at a time: little memory beside the result.
 
-    A slice of columns that starts at a multiple of 64 gives the same bytes as that part of the whole
-    weight does, so a caller may also stream slices of a memory-mapped tensor.
+    A slice of columns that starts at a multiple of 64 gives the same bytes as that part of the
+    whole weight does, so a caller may also stream slices of a memory-mapped tensor.
 
     Args:
         bits: uint16[K, N] FP16 patterns (any strides, may be memory-mapped).
@@ -161,7 +161,7 @@ def full_panels(planes: Planes, book: CodeBook, n: int, shift: int = 0) -> NDArr
 def draft_panels(planes: Planes, book: CodeBook, n: int) -> NDArray[np.uint16]:
     """FP16 patterns of sign * level as panels uint16[NB, K, 64]; zero in the columns beyond n.
 
-    A group's sum of products with these times the magnitude of its scale is the draft's partial sum.
+    A group's sum of products with these, times the magnitude of its scale, is a draft partial sum.
     """
     _check_columns(planes, n)
     panels = np.zeros((*planes.draft.shape[:2], BLOCK), np.uint16)

@@ -150,10 +150,9 @@ def cum_sum(x: Array, axis: Array, exclusive: int = 0, reverse: int = 0) -> Arra
     return contiguous(converted(np.flip(sums, along) if reverse else sums, x.dtype))
 
 
-def _flat_rows(x: Array, axis: int) -> tuple[Array, tuple[int, ...]]:
-    """Return x as a matrix whose columns are the dimensions from `axis` on, and their sizes."""
-    sizes = x.shape[axis % x.ndim :]
-    return x.reshape(-1, math.prod(sizes)), sizes
+def _columns(x: Array, sizes: tuple[int, ...]) -> Array:
+    """Return x broadcast to `sizes`, as a vector."""
+    return (x if x.shape == sizes else np.broadcast_to(x, sizes)).reshape(-1)
 
 
 def layer_norm(
@@ -169,10 +168,10 @@ def layer_norm(
     Rounded as in `norms`. The optional outputs (means and inverse deviations) exist for training
     and aren't computed.
     """
-    rows, sizes = _flat_rows(x, axis)
-    weight = np.broadcast_to(scale, sizes).reshape(-1)
-    shift = None if bias is None else np.broadcast_to(bias, sizes).reshape(-1)
-    return norms.layer_norm(rows, weight, shift, epsilon).reshape(x.shape)
+    sizes = x.shape[axis % x.ndim :]
+    rows = x.reshape(-1, math.prod(sizes))
+    shift = None if bias is None else _columns(bias, sizes)
+    return norms.layer_norm(rows, _columns(scale, sizes), shift, epsilon).reshape(x.shape)
 
 
 def rms_norm(
@@ -182,8 +181,9 @@ def rms_norm(
 
     Divides by the root, as ONNX's definition does; rounded as in `norms`.
     """
-    rows, sizes = _flat_rows(x, axis)
-    weight = np.broadcast_to(scale, sizes).reshape(-1)
+    sizes = x.shape[axis % x.ndim :]
+    rows = x.reshape(-1, math.prod(sizes))
+    weight = _columns(scale, sizes)
     return norms.rms_norm(rows, weight, epsilon, divide=True).reshape(x.shape)
 
 

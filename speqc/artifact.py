@@ -137,7 +137,7 @@ def _manifest(program: ModuleOp, origin: Origin, proved: int, folder: Path) -> d
             "chat_template": origin.chat_template,
             "special_tokens": dict(origin.special_tokens or {}),
         },
-        "lossless": {"verified": True, "weights": proved},
+        "lossless": {"verified": True, "values": proved},
         "files": {
             file.name: {"bytes": file.stat().st_size, "digest": f"sha256:{file_digest(file)}"}
             for file in sorted(folder.iterdir())

@@ -175,16 +175,12 @@ def _follows_softmax(value: ir.Value | None) -> bool:
         if node.op_type == "Softmax":
             return True
         if node.op_type == "Where":
-            value = node.inputs[2] if _is_constant(node.inputs[1]) else node.inputs[1]
-        elif node.op_type in ("Cast", "Identity", "Dropout", "Mul", "Reshape"):
+            return any(_follows_softmax(choice) for choice in node.inputs[1:])
+        if node.op_type in ("Cast", "Identity", "Dropout", "Mul", "Reshape"):
             value = node.inputs[0]
         else:
             return False
     return False
-
-
-def _is_constant(value: ir.Value | None) -> bool:
-    return value is None or value.const_value is not None
 
 
 def _number_layers(found: list[tuple[int, int, int | None, str]]) -> list[KvPair]:

@@ -119,7 +119,7 @@ def write_weights(
     tensors: Mapping[str, StoredTensor],
     advance: Callable[[int], None],
 ) -> int:
-    """Write every weight and constant of a `pe` program; gives how many weights were proved.
+    """Write every weight and constant of a `pe` program; gives how many values were proved.
 
     `advance` is told of each number of blocks done, `count_blocks` in all. Raises SpeqcError where
     a weight does not survive encoding, or two tensors would have one name.

@@ -1,12 +1,12 @@
-"""Design the exponent sets and draft levels of the `sets` code book: writes runtime/bank_sets.json.
+"""Design exponent sets and draft levels of the `sets` code book: writes runtime/bank_sets.json.
 
-A weight divided by the scale of its group, u = w / s, is taken to follow one unit-scale density. For
+A weight divided by the scale of its group, u = w / s, is taken to follow a unit-scale density. For
 a class of scales (an exponent field and a half octave of mantissas) that gives, for each exponent
-field of w and each set of codes that might own it, the expected squared error of the nearest allowed
-level. A table is a choice of one set of codes for each exponent such that no code owns more than
-four. It is found by local search: two exponents share out their slots anew in the best of all ways,
-until no pair gains; the best of a few starting points is kept. Levels are found by alternating:
-tables for the levels, then each level moves to the mean of the |u| that choose it.
+field of w and each set of codes that might own it, the expected squared error of the nearest
+allowed level. A table is a choice of one set of codes for each exponent such that no code owns more
+than four. It is found by local search: two exponents share out their slots anew in the best of all
+ways, until no pair gains; the best of a few starting points is kept. Levels are found by
+alternating: tables for the levels, then each level moves to the mean of the |u| that choose it.
 
 Everything is deterministic. Run: python tools/design_bank.py [--output FILE] [--compare FILE]
 """
@@ -109,8 +109,8 @@ def class_index(kind: str, field: int, half: int) -> int:
 def octave_costs(density: FloatArray, levels: FloatArray) -> list[FloatArray]:
     """For each half, the expected error [octave j of w / 2^(field - 15), set of codes].
 
-    Row j holds the weights with 2^j <= |u| m < 2^(j + 1), averaged over the scale mantissas m of the
-    half (uniform in log m); the first row is j = LOWEST.
+    Row j holds the weights with 2^j <= |u| m < 2^(j + 1), averaged over the scale mantissas m of
+    the half (uniform in log m); the first row is j = LOWEST.
     """
     error = density * (grid_points() - levels[:, None]) ** 2
     nearest = np.full((len(SUBSETS), len(density)), np.inf)

@@ -14,7 +14,7 @@ from xdsl.dialects.builtin import Float16Type, Float32Type
 from xdsl.ir import Block, Operation, SSAValue
 
 from speqc.dialects.onnx import OnnxOp
-from speqc.passes.matching import constant_scalar, element_type, producer, shape
+from speqc.passes.matching import constant_scalar, element_type, producer, shape, tensor_type
 from speqc.passes.probe import Probe
 
 MOVERS = frozenset(
@@ -118,7 +118,7 @@ def _is_widening(op: Operation) -> bool:
 def _replay(op: OnnxOp, rows: SSAValue) -> OnnxOp:
     source = _elementwise_source(op)
     operands = [rows if operand is source else operand for operand in op.operands]
-    result_type = rows.type.__class__(element_type(op.results[0]), shape(rows))
+    result_type = tensor_type(element_type(op.results[0]), shape(rows))
     return op.__class__(operands, [result_type], dict(op.properties), op.location)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from numpy.typing import NDArray
 from xdsl.dialects.builtin import (
+    DYNAMIC_INDEX,
     AnyFloat,
     DenseArrayBase,
     DenseIntOrFPElementsAttr,
@@ -19,6 +20,9 @@ from xdsl.rewriter import InsertPoint, Rewriter
 from speqc.dialects.onnx import ConstantOp, InitializerOp, node_name, operator_class
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.ir_values import dense_array
+
+ANY = -1
+"""A dynamic size in shapes that passes handle."""
 
 
 def describe(op: Operation) -> str:
@@ -39,8 +43,13 @@ def tensor(value: SSAValue) -> TensorType:
 
 
 def shape(value: SSAValue) -> tuple[int, ...]:
-    """The shape of a tensor value, -1 for a dynamic dimension."""
-    return tuple(tensor(value).get_shape())
+    """The shape of a tensor value, `ANY` for a dynamic dimension (as `onnx.Reshape` writes it)."""
+    return tuple(ANY if size == DYNAMIC_INDEX else size for size in tensor(value).get_shape())
+
+
+def tensor_type(type: Attribute, sizes: Sequence[int]) -> TensorType:
+    """A tensor type from a shape as `shape` gives it."""
+    return TensorType(type, [DYNAMIC_INDEX if size == ANY else size for size in sizes])
 
 
 def element_type(value: SSAValue) -> Attribute:
@@ -110,14 +119,14 @@ def integers_constant(values: Sequence[int]) -> ConstantOp:
 def reshape(value: SSAValue, sizes: Sequence[int]) -> list[Operation]:
     """Operations that view `value` with `sizes` (-1: the dynamic one); the last has the result."""
     target = integers_constant(sizes)
-    result_type = TensorType(element_type(value), sizes)
+    result_type = tensor_type(element_type(value), sizes)
     return [target, operator_class("onnx.Reshape")([value, target.output], [result_type])]
 
 
 def transpose(value: SSAValue, permutation: Sequence[int]) -> Operation:
     """`value` with its dimensions in another order."""
     sizes = shape(value)
-    result_type = TensorType(element_type(value), [sizes[axis] for axis in permutation])
+    result_type = tensor_type(element_type(value), [sizes[axis] for axis in permutation])
     properties: dict[str, Attribute] = {"perm": DenseArrayBase.from_list(i64, list(permutation))}
     return operator_class("onnx.Transpose")([value], [result_type], properties)
 

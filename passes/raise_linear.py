@@ -14,7 +14,6 @@ from xdsl.dialects.builtin import (
     IntegerAttr,
     ModuleOp,
     StringAttr,
-    TensorType,
     i64,
 )
 from xdsl.dialects.func import FuncOp
@@ -26,12 +25,14 @@ from xdsl.transforms.dead_code_elimination import region_dce
 from speqc.dialects.onnx import InitializerOp, OnnxOp, operator_class
 from speqc.dialects.speq import EmbeddingOp, MatmulOp, View, ViewOp, ViewType, WeightOp
 from speqc.passes.matching import (
+    ANY,
     element_type,
     fail,
     main_function,
     producer,
     reshape,
     shape,
+    tensor_type,
 )
 from speqc.passes.step_samples import erase_arguments, step_arguments, tokens_argument
 from speqc.passes.weight_names import WeightNames
@@ -132,10 +133,10 @@ def _product(op: Operation, matrix: _Matrix, weights: _Weights) -> list[Operatio
     input, result = op.operands[0], op.results[0]
     rows, columns = matrix.shape
     if len(shape(input)) != 3:
-        ops += reshape(input, (1, -1, rows))
+        ops += reshape(input, (1, ANY, rows))
         input = ops[-1].results[0]
     view = ViewOp(weights.symbol(op, matrix), ViewType(rows, columns, View.FULL))
-    type = TensorType(element_type(result), (*shape(input)[:-1], columns))
+    type = tensor_type(element_type(result), (*shape(input)[:-1], columns))
     product = MatmulOp(input, view.result, type)
     ops += [view, product]
     if type != result.type:
@@ -153,7 +154,7 @@ def _raise_gather(op: Operation, weights: _Weights) -> list[Operation] | None:
     matrix = _matrix(table, transposed=True)
     if matrix is None or indices is not weights.tokens or op.integer("axis", 0) != 0:
         return None
-    exact = TensorType(Float16Type(), shape(op.results[0]))
+    exact = tensor_type(Float16Type(), shape(op.results[0]))
     ops: list[Operation] = [EmbeddingOp(weights.symbol(op, matrix), indices, exact)]
     if op.results[0].type != exact:
         to: dict[str, Attribute] = {"to": IntegerAttr(ONNX_FLOAT, i64)}

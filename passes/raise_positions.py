@@ -24,6 +24,7 @@ from speqc.passes.matching import (
     main_function,
     reshape,
     shape,
+    tensor_type,
 )
 from speqc.passes.probe import Probe
 from speqc.passes.step_samples import (
@@ -66,7 +67,7 @@ def _substitute(value: SSAValue, positions: PositionsOp, before: Operation) -> N
         result = views[-1].results[0]
     if element_type(value) != element_type(result):
         to = IntegerAttr(ONNX_TYPES[element_type(value)], i64)
-        target = TensorType(element_type(value), shape(value))
+        target = tensor_type(element_type(value), shape(value))
         cast = operator_class("onnx.Cast")([result], [target], {"to": to})
         insert_before(before, cast)
         result = cast.results[0]

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 
-from xdsl.dialects.builtin import DYNAMIC_INDEX, ModuleOp, TensorType
+from xdsl.dialects.builtin import ModuleOp, TensorType
 from xdsl.dialects.func import FuncOp
 from xdsl.ir import SSAValue
 
 from speqc.dialects.onnx import OnnxOp
-from speqc.passes.matching import constant_integers, fail, is_weight, shape
+from speqc.passes.matching import ANY, constant_integers, fail, is_weight, shape
 from speqc.passes.step_samples import StepSampler
 
 ROWS, PAST = 3, 5
@@ -58,7 +58,7 @@ def check_rows(module: ModuleOp, function: FuncOp) -> None:
             raise fail(op, "it combines the rows of different tokens, which only attention may")
         for value in _sized_by_values(op):
             found = probe.value(value)
-            if found is None or found.shape[shape(value).index(DYNAMIC_INDEX)] != ROWS:
+            if found is None or found.shape[shape(value).index(ANY)] != ROWS:
                 raise fail(op, f"the dynamic size of {value.type} is not the number of tokens")
 
 
@@ -68,7 +68,7 @@ def _sized_by_values(op: OnnxOp) -> Iterator[SSAValue]:
     if first is None or all(is_weight(operand) for operand in op.operands[first:]):
         return
     for value in op.results:
-        if isinstance(value.type, TensorType) and DYNAMIC_INDEX in shape(value):
+        if isinstance(value.type, TensorType) and ANY in shape(value):
             yield value
 
 
@@ -77,14 +77,14 @@ def _mixes_rows(op: OnnxOp) -> bool:
         return False
     if op.name == "onnx.MatMul":
         left, right = shape(op.operands[0]), shape(op.operands[1])
-        return DYNAMIC_INDEX in (left[-1], right[-2] if len(right) > 1 else right[0])
+        return ANY in (left[-1], right[-2] if len(right) > 1 else right[0])
     sizes = shape(op.operands[0])
     if op.name not in ALONG_AXIS and not op.name.startswith("onnx.Reduce"):
         return False
     axes = _axes(op)
     if axes is None:
-        return DYNAMIC_INDEX in sizes
-    return any(sizes[axis] == DYNAMIC_INDEX for axis in axes)
+        return ANY in sizes
+    return any(sizes[axis] == ANY for axis in axes)
 
 
 def _axes(op: OnnxOp) -> tuple[int, ...] | None:

@@ -339,7 +339,11 @@ def _encode_direct(bits, columns, weights, size, nibbles, slots, levels, codes, 
 def _encode_searched(
     bits, columns, weights, size, levels, allowed, slots, held, codes, rest, scales
 ):
-    """Encode with the scale and codes of least squared error found for each group."""
+    """Encode with the scale and codes of least squared error found for each group.
+
+    Every candidate uses the tight table if that holds the group; the best one then tries the wide
+    table as well (it has zero at the lowest level, which pays where weights are often zero).
+    """
     width = bits.shape[1]
     magnitudes = np.empty((min(size, bits.shape[0]), width), np.float32)
     fields = np.empty((min(size, bits.shape[0]), width), np.uint8)
@@ -362,15 +366,17 @@ def _encode_searched(
         best[:] = NO_FIT_SCALE
         for n in range(width):
             least[n] = -np.inf if needed[n] >> 31 else np.inf
-        for candidate in range(_CANDIDATES):
+        for candidate in range(_CANDIDATES + 1):
             for n in range(width):
                 if candidate < _RMS_CANDIDATES:
                     trial[n] = rms[n] * _FACTORS[candidate]
-                else:
+                elif candidate < _CANDIDATES:
                     trial[n] = _magnitude(peak[n]) / levels[7] * _FACTORS[candidate]
+                else:
+                    trial[n] = _magnitude(best[n])
             for _ in range(2):
                 _half_bits(trial, pattern)
-                _choose_class(pattern, peak, needed, held)
+                _choose_class(pattern, peak, needed, held, candidate < _CANDIDATES)
                 _score(unpacked, pattern, levels, allowed, error, product, square)
                 for n in range(width):
                     if error[n] < least[n] and held[pattern[n] >> 9] & needed[n] == needed[n]:
@@ -402,8 +408,8 @@ def _measure(bits, magnitudes, fields, needed, peak, rms):
 
 
 @_jit
-def _choose_class(pattern, peak, needed, held):
-    """Raise scales until max|w| < 8 s; set their sign bit where the tight table holds the group."""
+def _choose_class(pattern, peak, needed, held, prefer_tight):
+    """Raise scales until max|w| < 8 s; set their sign bit if the tight table holds the group."""
     for n in range(pattern.size):
         if peak[n] == 0:
             pattern[n] = 0
@@ -416,7 +422,7 @@ def _choose_class(pattern, peak, needed, held):
             else:
                 pattern[n] = np.uint16(eighth * _SUBNORMALS_PER_ONE) + 1
         tight = pattern[n] | np.uint16(0x8000)
-        if held[tight >> 9] & needed[n] == needed[n]:
+        if prefer_tight and held[tight >> 9] & needed[n] == needed[n]:
             pattern[n] = tight
 
 

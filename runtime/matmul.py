@@ -204,6 +204,11 @@ class _Workers:
 _workers = _Workers()
 
 
+def thread_count() -> int:
+    """Return the number of threads that share out a kernel's work, the caller included."""
+    return _workers.count + 1
+
+
 def set_thread_count(count: int) -> None:
     """Use at most `count` threads from now on. Results do not depend on it."""
     _workers.count = count - 1

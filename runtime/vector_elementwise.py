@@ -94,7 +94,7 @@ def power(x: Array, y: Array) -> Array:
 @half.tabulated
 def _power_of_all(x: Array, exponent: float) -> Array:
     """Return x**exponent."""
-    return elementary.pow(x, np.array([exponent], np.float32))
+    return elementary.pow(x, np.array(exponent, np.float32))
 
 
 def reciprocal(x: Array) -> Array:

@@ -114,7 +114,10 @@ def squeeze(x: Array, axes: Array | None = None) -> Array:
 
 def unsqueeze(x: Array, axes: Array) -> Array:
     """Return x with dimensions of size 1 inserted, which are `axes` of the result."""
-    return np.expand_dims(x, tuple(integers(axes)))
+    rank = x.ndim + axes.size
+    inserted = {axis % rank for axis in integers(axes)}
+    sizes = iter(x.shape)
+    return x.reshape([1 if axis in inserted else next(sizes) for axis in range(rank)])
 
 
 def tile(x: Array, repeats: Array) -> Array:
@@ -152,8 +155,8 @@ LAYOUT: Mapping[str, VectorOp] = {
     "Identity": VectorOp(identity, 0),
     "Range": VectorOp(range_of, 1),
     "Reshape": VectorOp(reshape, 0),
-    "Shape": VectorOp(shape_of, 0),
-    "Size": VectorOp(size_of, 0),
+    "Shape": VectorOp(shape_of, 1),
+    "Size": VectorOp(size_of, 1),
     "Slice": VectorOp(slice_of, 1),
     "Split": VectorOp(split, 1),
     "Squeeze": VectorOp(squeeze, 0),

@@ -32,9 +32,10 @@ class VectorOp:
     model, in which a lane does one addition, multiplication, multiply-add, comparison, conversion,
     table lookup or move per cycle, while division and square root take 2, and exp, log, sin, cos
     and erf take 4 (range reduction, table, two multiply-adds). Others are sums of these, so that
-    sigmoid is 7: exp, addition, division. Operators that only rename dimensions take 0.
+    sigmoid is 7: exp, addition, division. Only operators whose result is their input under another
+    shape take 0.
 
-    `counted` says which elements: those of the first `output`, those of the first `input` (for
+    `counted` says which elements: those of every `output`, those of the first `input` (for
     reductions), or the multiply-accumulate steps of a matrix `product`.
     """
 

@@ -67,6 +67,8 @@ def compile_command(
     emit: str | None,
 ) -> None:
     """Compile MODEL, an ONNX file, into an artifact."""
+    if emit is not None and output is not None:
+        raise click.UsageError("--emit prints to standard output and writes no artifact")
     from speqc.compile import CompileOptions, compile_model, emit_level
     from speqc.target_files import load_target
 

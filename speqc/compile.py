@@ -19,6 +19,7 @@ from speqc.pipeline import LEVELS, PassOptions, passes_to
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.module_attributes import CONTEXT_NAME, TARGET_NAME, target_attribute
 from speqc.runtime.target import Target
+from speqc.text import load_tokenizer
 from speqc.weight_writer import count_blocks
 
 DEFAULT_CONTEXT = 2048
@@ -124,8 +125,10 @@ def compile_model(model: Path, out: Path, options: CompileOptions) -> Summary:
     start = time.perf_counter()
     check_destination(out)
     folder = read_model_folder(model, options.tokenizer)
-    if folder.tokenizer is not None and options.tokenizer is None:
-        note(f"using the tokenizer {folder.tokenizer}")
+    if folder.tokenizer is not None:
+        load_tokenizer(folder.tokenizer)
+        if options.tokenizer is None:
+            note(f"using the tokenizer {folder.tokenizer}")
     lowered = lower(model, options, folder, LEVELS[-1])
     for text in lowered.notes:
         note(text)

@@ -5,6 +5,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
 
@@ -43,8 +44,12 @@ def describe(error: Exception) -> str:
             return f"check failed: {one_line(error)}"
         case SpeqcError():
             return f"error: {one_line(error)}"
-        case OSError(strerror=str(reason), filename=filename) if filename is not None:
-            return f"error: {filename}: {reason}"
+        case OSError(strerror=str(reason), filename=str() | Path() as file):
+            return f"error: {file}: {reason}"
+        case OSError():
+            return f"error: {one_line(error)}"
+        case MemoryError():
+            return f"error: not enough memory: {one_line(error)}"
         case _:
             return (
                 f"error: internal error, {type(error).__name__}: {one_line(error)}; please report "

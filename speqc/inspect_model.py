@@ -8,13 +8,13 @@ from pathlib import Path
 
 import click
 import numpy as np
-from xdsl.dialects.builtin import ModuleOp
+from xdsl.dialects.builtin import ModuleOp, TensorType
 from xdsl.dialects.func import FuncOp
 
 from speqc.artifact import Artifact, load_artifact
 from speqc.diagnostics import progress
 from speqc.dialects.onnx import ConstantOp, InitializerOp
-from speqc.dialects.pe import LoadConstantOp
+from speqc.dialects.pe import LoadConstantOp, StreamType
 from speqc.dialects.speq import WeightOp
 from speqc.dump_ir import print_module
 from speqc.onnx_import import import_model
@@ -27,6 +27,7 @@ from speqc.weight_facts import WeightFacts, weight_facts
 BARS = "▁▂▃▄▅▆▇█"
 WEIGHT_COLUMNS = (
     "weight",
+    "from",
     "K x N",
     "bytes",
     "exponents",
@@ -95,11 +96,11 @@ def _kinds(operations: Iterable) -> list[tuple[str, int]]:
 
 
 def _constants(program: ModuleOp) -> Fields:
-    sizes = {
-        op.source.data: prod(op.stream.type.content.get_shape())
-        for op in program.walk()
-        if isinstance(op, LoadConstantOp)
-    }
+    sizes: dict[str, int] = {}
+    for op in program.walk():
+        if isinstance(op, LoadConstantOp) and isinstance(op.stream.type, StreamType):
+            assert isinstance(op.stream.type.content, TensorType)
+            sizes[op.source.data] = prod(op.stream.type.content.get_shape())
     return {"tensors": len(sizes), "values": sum(sizes.values())}
 
 
@@ -195,6 +196,7 @@ def _weight_row(fact: Mapping) -> tuple[str, ...]:
     snr = fact["draft_snr_db"]
     return (
         fact["name"],
+        fact["source"],
         f"{k} x {n}",
         show_bytes(fact["bytes"]),
         sparkline(fact["exponents"]) if fact["exponents"] else "",

@@ -75,8 +75,9 @@ def _token_ids(*configs: Mapping[str, Any]) -> tuple[int, ...]:
     for config in configs:
         value = config.get("eos_token_id")
         ids = value if isinstance(value, list) else [value]
-        if all(isinstance(item, int) for item in ids):
-            return tuple(ids)
+        tokens = tuple(item for item in ids if isinstance(item, int))
+        if tokens:
+            return tokens
     return ()
 
 

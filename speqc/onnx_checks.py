@@ -66,12 +66,7 @@ def check_operators(graph: ir.Graph, supported: Collection[str] | None = None) -
 
 
 def _supported() -> set[str]:
-    try:
-        from speqc.runtime.vector_ops import VECTOR_OPS
-    except ImportError:
-        from speqc.dialects.onnx_schema import operator_schemas
-
-        return {s.name for s in operator_schemas().values() if not s.domain}
+    from speqc.runtime.vector_ops import VECTOR_OPS
 
     return {*VECTOR_OPS, *FRONT_END_OPERATORS}
 

@@ -231,8 +231,9 @@ def _argument_attributes(value: ir.Value) -> DictionaryAttr:
 
 
 def _hint(name: str | None) -> str | None:
-    """An ONNX name as an SSA name."""
+    """An ONNX name as an SSA name, without the number that xDSL would take for its own."""
     hint = re.sub(r"[^A-Za-z0-9_$.-]+", "_", name or "").strip("_")
+    hint = re.sub(r"(_\d+)+$", "", hint)
     return None if not hint or hint[0].isdigit() else hint
 
 

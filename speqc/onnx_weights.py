@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from speqc.dialects.onnx import LARGEST_CONSTANT
 from speqc.onnx_state import find_token_input
 from speqc.runtime.errors import SpeqcError
 from speqc.tensor_store import chunks
@@ -43,7 +44,7 @@ class _Loss:
 
 
 def choose_types(model: ir.Model, allow_rounding: bool) -> WeightTypes:
-    """Look at every FP32 tensor of two or more dimensions that is more than a handful of values.
+    """Look at every FP32 tensor of two or more dimensions that IR holds by reference.
 
     Raises SpeqcError if a weight is not exact in FP16 and `allow_rounding` is off, or if rounding
     would overflow.
@@ -55,6 +56,8 @@ def choose_types(model: ir.Model, allow_rounding: bool) -> WeightTypes:
         tensor = value.const_value
         if tensor is None or tensor.dtype != ir.DataType.FLOAT or len(tensor.shape) < 2:
             continue
+        if tensor.size <= LARGEST_CONSTANT:
+            continue
         loss = _loss(name, tensor)
         if loss.changed == 0:
             exact.append(name)
@@ -62,7 +65,7 @@ def choose_types(model: ir.Model, allow_rounding: bool) -> WeightTypes:
             inexact.append(loss)
     notes = []
     if exact:
-        notes.append(f"{len(exact)} FP32 tensors are exact in FP16 and are stored as FP16")
+        notes.append(f"FP32 tensors that are exact in FP16, stored as FP16: {len(exact)}")
     if inexact:
         notes.append(_describe_rounding(inexact, allow_rounding))
     return WeightTypes(frozenset(exact) | {loss.name for loss in inexact}, notes)

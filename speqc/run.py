@@ -149,6 +149,7 @@ class Session:
 
     def check(self, prompt: Sequence[int], options: DecodeOptions, decoded: Decoded) -> None:
         """Raise CheckFailed unless autoregressive decoding gives the same tokens and logit bits."""
+        options = replace(options, prompt_chunk=None)
         with progress("checking", options.new_tokens) as advance:
             plain = decode(
                 self.machine,

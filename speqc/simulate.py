@@ -249,5 +249,5 @@ def expected_sums(
 
 def acceptance_distribution(acceptance: float, drafted: int) -> NDArray[np.float64]:
     """Probabilities [drafted + 1] of accepting 0, 1, .. all of the drafted tokens."""
-    reached = acceptance ** np.arange(drafted + 1)
+    reached = np.float64(acceptance) ** np.arange(drafted + 1, dtype=np.float64)
     return np.append(reached[:-1] * (1 - acceptance), reached[-1])

@@ -3,10 +3,11 @@
 import hashlib
 from dataclasses import dataclass
 from math import isfinite, log10
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
-from xdsl.dialects.builtin import DenseArrayBase
+from xdsl.dialects.builtin import DenseArrayBase, IntegerType
 
 from speqc.dialects.speq import WeightOp
 from speqc.runtime.bsfp import for_each
@@ -75,7 +76,9 @@ def weight_facts(op: WeightOp, file: WeightFile) -> WeightFacts:
 
 
 def _histogram(exponents: DenseArrayBase | None) -> list[int] | None:
-    return None if exponents is None else [int(count) for count in exponents.get_values()]
+    if exponents is None:
+        return None
+    return list(cast("DenseArrayBase[IntegerType]", exponents).get_values())
 
 
 def panels_digest(panels: NDArray[np.uint16], n: int, *, transposed: bool) -> str:

@@ -41,7 +41,7 @@ class Recipe:
     """Everything that the result depends on besides the text."""
 
     seed: int = 1611
-    steps: int = 3000
+    steps: int = 2000
     warmup: int = 100
     tokens_per_step: int = 1024
     sequence: int = 256

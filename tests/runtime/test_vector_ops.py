@@ -185,6 +185,23 @@ def test_products_in_double_add_in_ascending_order() -> None:
     assert run("ReduceSum", a, MINUS_ONE)[0, 0] == 0.0
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("name", (*ELEMENTWISE, "Add", "Div", "Max", "Pow", "Clip", "Where"))
+def test_scalars_stay_scalars(name: str, dtype: Any) -> None:
+    x = np.array(0.5, dtype)
+    first = {"Clip": [x, x], "Where": [np.array(True), x]}
+    inputs = [x] if name in ELEMENTWISE else [*first.get(name, [x]), x]
+    (result,) = VECTOR_OPS[name].run(inputs, {})
+    assert isinstance(result, np.ndarray)
+    assert result.shape == ()
+    assert result.dtype == dtype
+
+
+def test_half_and_single_do_not_mix() -> None:
+    with pytest.raises(TypeError, match="float16"):
+        run("Add", np.ones((1, 2), np.float16), np.ones((1, 1), np.float32))
+
+
 def test_integer_division_rounds_towards_zero() -> None:
     a, b = np.array([7, -7, 7, -7, 6, -6]), np.array([2, 2, -2, -2, -3, 3])
     assert run("Div", a, b).tolist() == [3, -3, -3, 3, -2, -2]

@@ -1,0 +1,248 @@
+"""`raise-attention` on attention as exporters spell it, and on what has no equal."""
+
+import re
+
+import numpy as np
+import pytest
+from xdsl.dialects.builtin import Float16Type, Float32Type, ModuleOp
+from xdsl.dialects.func import FuncOp
+from xdsl.ir import Operation
+
+from speqc.dialects.speq import AttentionOp, CacheAppendOp, CacheOp
+from speqc.passes.probe import Probe
+from speqc.runtime.attention import AttentionSpec, KVCache, attention
+from speqc.runtime.errors import SpeqcError
+from speqc.runtime.ir_values import numpy_dtype
+
+from attention_text import (
+    ADDED,
+    CAUSAL,
+    DIVIDED,
+    FULL,
+    NAN_REPLACED,
+    REPEATED,
+    REPLACED,
+    SCALED_KEYS,
+    SCALED_SCORES,
+    SOFTCAPPED,
+    SOFTMAX,
+    TILED,
+    WIDE_SOFTMAX,
+    WIDENED,
+    WINDOW,
+    AttentionText,
+)
+from conftest import RunPasses
+
+FORMS = {
+    "scaled scores": AttentionText(),
+    "scaled keys": AttentionText(scores=SCALED_KEYS),
+    "divided scores": AttentionText(scores=DIVIDED, factor="4.0"),
+    "soft cap": AttentionText(scores=SOFTCAPPED),
+    "replaced scores": AttentionText(masking=REPLACED),
+    "NaN replaced": AttentionText(softmax=NAN_REPLACED),
+    "softmax in f32": AttentionText(softmax=WIDE_SOFTMAX),
+    "all in f32": AttentionText(type="f32", cache_type="f32"),
+    "f16 cache read in f32": AttentionText(widen=WIDENED, type="f32"),
+    "window": AttentionText(mask=WINDOW),
+    "window of one": AttentionText(mask=WINDOW, window=1),
+    "long window": AttentionText(mask=WINDOW, window=4096),
+}
+
+
+def only(module: ModuleOp, kind: type[Operation]) -> Operation:
+    (found,) = (op for op in module.walk() if isinstance(op, kind))
+    return found
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_becomes_one_operation(form: str, run_passes: RunPasses) -> None:
+    module = run_passes(str(FORMS[form]), "raise-attention")
+    attention_op, append = only(module, AttentionOp), only(module, CacheAppendOp)
+    cache, function = only(module, CacheOp), only(module, FuncOp)
+    assert isinstance(attention_op, AttentionOp) and isinstance(append, CacheAppendOp)
+    assert isinstance(cache, CacheOp) and isinstance(function, FuncOp)
+    assert attention_op.next_op is append
+    assert (append.key, append.value) == (attention_op.key, attention_op.value)
+    sizes = (cache.heads, cache.key_dim, cache.value_dim)
+    assert tuple(size.value.data for size in sizes) == (2, 8, 8)
+    assert not any(op.name in ("onnx.Softmax", "onnx.MatMul") for op in module.walk())
+    assert [arg.name_hint for arg in function.args] == ["input_ids", "q", "new_key", "new_value"]
+    assert len(function.function_type.outputs) == 1
+    assert "onnx.kv_pairs" not in module.attributes
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("rows", "past"), [(1, 0), (5, 0), (1, 6), (4, 9)])
+def test_means_the_same(form: str, rows: int, past: int, run_passes: RunPasses) -> None:
+    """The graph on random tensors, and the raised operation's kernel on the same ones."""
+    text = FORMS[form]
+    expected, samples = evaluate_graph(run_passes(str(text)), text, rows, past)
+    raised = run_passes(str(text), "raise-attention")
+    found = evaluate_raised(raised, samples, past)
+    # Kernels differ in the order of sums; nothing else may differ.
+    tolerance = 4e-3 if text.type == "f16" else 1e-5
+    np.testing.assert_allclose(found.astype(np.float32), expected, rtol=tolerance, atol=tolerance)
+
+
+def evaluate_graph(
+    module: ModuleOp, text: AttentionText, rows: int, past: int
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The attention's result as the ONNX operations compute it, and the arguments it had."""
+    generator = np.random.default_rng(rows * 100 + past)
+    types = {"f16": np.float16, "f32": np.float32}
+    kv = types[text.cache_type]
+
+    def normal(heads: int, count: int, dtype: type) -> np.ndarray:
+        return generator.standard_normal((1, heads, count, 8)).astype(dtype)
+
+    samples = {
+        "input_ids": np.zeros((1, rows), np.int64),
+        "attention_mask": np.ones((1, past + rows), np.int64),
+        "past_key": normal(2, past, kv),
+        "past_value": normal(2, past, kv),
+        "q": normal(4, rows, types[text.type]),
+        "new_key": normal(2, rows, kv),
+        "new_value": normal(2, rows, kv),
+    }
+    function = only(module, FuncOp)
+    assert isinstance(function, FuncOp)
+    bound = {arg: samples[arg.name_hint or ""] for arg in function.args}
+    returned = function.get_return_op()
+    assert returned is not None
+    value = Probe(bound, 20).value(returned.operands[0])
+    assert value is not None
+    return value.astype(np.float32), samples
+
+
+def evaluate_raised(module: ModuleOp, samples: dict[str, np.ndarray], past: int) -> np.ndarray:
+    """The result of the raised operation, with a cache that holds what it was given to append."""
+    op, function = only(module, AttentionOp), only(module, FuncOp)
+    assert isinstance(op, AttentionOp) and isinstance(function, FuncOp)
+    new = {arg: samples[arg.name_hint or ""] for arg in function.args}
+    old = new | {
+        arg: samples[f"past_{arg.name_hint[4:]}"]
+        for arg in function.args
+        if arg.name_hint in ("new_key", "new_value")
+    }
+    cache_op = only(module, CacheOp)
+    assert isinstance(cache_op, CacheOp)
+    cache = KVCache(2, 8, 64, numpy_dtype(cache_op.element_type))
+    for samples_of in (old, new):
+        probe = Probe(samples_of, 20)
+        key, value = probe.value(op.key), probe.value(op.value)
+        assert key is not None and value is not None
+        cache.append(key[0], value[0])
+    query = Probe(new, 20).value(op.query)
+    assert query is not None
+    spec = AttentionSpec(
+        score_scale=None if op.score_scale is None else op.score_scale.value.data,
+        score_dtype=numpy_dtype(op.score_type),
+        softmax_dtype=np.float32,
+        prob_dtype=numpy_dtype(op.probability_type),
+        out_dtype=query.dtype,
+        window=None if op.window is None else op.window.value.data,
+        softcap=None if op.softcap is None else op.softcap.value.data,
+    )
+    return attention(query[0], cache, past, spec)[None]
+
+
+def test_reads_types_scale_cap_and_window(run_passes: RunPasses) -> None:
+    def raised(**parts: str | int) -> AttentionOp:
+        module = run_passes(str(AttentionText(**parts)), "raise-attention")  # pyright: ignore[reportArgumentType]
+        found = only(module, AttentionOp)
+        assert isinstance(found, AttentionOp)
+        return found
+
+    plain = raised()
+    assert (plain.score_type, plain.probability_type) == (Float16Type(), Float16Type())
+    assert plain.score_scale is not None and plain.score_scale.value.data == 0.25
+    assert plain.window is None and plain.softcap is None
+    assert raised(scores=SCALED_KEYS).score_scale is None
+    capped = raised(scores=SOFTCAPPED)
+    assert capped.softcap is not None and capped.softcap.value.data == 3
+    assert capped.score_scale is not None and capped.score_scale.value.data == 0.25
+    divided = raised(scores=DIVIDED, factor="8.0")
+    assert divided.score_scale is not None and divided.score_scale.value.data == 0.125
+    wide = raised(widen=WIDENED, type="f32")
+    assert (wide.score_type, wide.probability_type) == (Float32Type(), Float32Type())
+    window = raised(mask=WINDOW, window=4096).window
+    assert window is not None and window.value.data == 4096
+
+
+def test_key_scale_goes_to_the_new_rows(run_passes: RunPasses) -> None:
+    module = run_passes(str(AttentionText(scores=SCALED_KEYS)), "raise-attention")
+    op = only(module, AttentionOp)
+    assert isinstance(op, AttentionOp) and isinstance(op.key.owner, Operation)
+    assert op.key.owner.name == "onnx.Mul"
+    assert op.key.type == op.value.type
+
+
+ERRORS = {
+    "attention/values.*not laid out as grouped-query": AttentionText(repeat=TILED),
+    "neither causal nor": AttentionText(
+        mask=CAUSAL.replace("onnx.LessOrEqual %keys, %queries", "onnx.Less %keys, %queries")
+    ),
+    "divided by 3.0, whose reciprocal": AttentionText(scores=DIVIDED, factor="3.0"),
+    "something other than a large negative number": AttentionText(
+        masking=REPLACED.replace("%lowest :", "%nothing :")
+    ),
+    "position biases": AttentionText(masking=ADDED.replace("%nothing, %lowest", "%factor, %lowest")),
+    "scaled behind their mask": AttentionText(
+        masking=ADDED.replace("%masked", "%m0")
+        + "  %masked = onnx.Mul %m0, %factor : "
+        + "(tensor<1x4x?x?xF>, tensor<F>) -> tensor<1x4x?x?xF>\n"
+    ),
+    "rounded to f16 before the softmax": AttentionText(
+        type="f32",
+        cache_type="f32",
+        softmax="""
+  %half = onnx.Cast %masked {to = 10 : i64} : (tensor<1x4x?x?xF>) -> tensor<1x4x?x?xf16>
+  %p16 = onnx.Softmax %half {axis = -1 : i64} : (tensor<1x4x?x?xf16>) -> tensor<1x4x?x?xf16>
+  %p = onnx.Cast %p16 {to = 1 : i64} : (tensor<1x4x?x?xf16>) -> tensor<1x4x?x?xF>
+""",
+    ),
+    "cap divides by 3.0 but multiplies with 0.25": AttentionText(
+        scores=SOFTCAPPED.replace("onnx.Mul %cap2, %cap", "onnx.Mul %cap2, %factor")
+    ),
+    "no attention over a cache found": AttentionText(
+        softmax=SOFTMAX.replace("axis = -1", "axis = 1")
+    ),
+}
+
+
+@pytest.mark.parametrize("message", ERRORS)
+def test_says_what_has_no_equal(message: str, run_passes: RunPasses) -> None:
+    with pytest.raises(SpeqcError, match=message) as error:
+        run_passes(str(ERRORS[message]), "raise-attention")
+    assert "\n" not in str(error.value)
+
+
+def test_a_cache_used_elsewhere_is_an_error(run_passes: RunPasses) -> None:
+    text = str(AttentionText())
+    other = "  %n = onnx.ReduceSum %past_key : (tensor<1x2x?x8xf16>) -> tensor<f16> loc(\"sum\")\n"
+    text = text.replace("  func.return %y", other + "  %z = onnx.Add %y, %n : (tensor<1x4x?x8xf16>, "
+                        "tensor<f16>) -> tensor<1x4x?x8xf16>\n  func.return %z")
+    with pytest.raises(SpeqcError, match="ReduceSum 'sum': it uses the cache 'past.key' outside"):
+        run_passes(text, "raise-attention")
+
+
+def test_a_second_run_changes_nothing(run_passes: RunPasses) -> None:
+    once = run_passes(str(AttentionText()), "raise-attention")
+    twice = run_passes(str(AttentionText()), "raise-attention", "raise-attention")
+    assert str(once) == str(twice)
+
+
+def test_dynamic_mask_of_ones_is_not_causal(run_passes: RunPasses) -> None:
+    mask = re.sub(r"  %shape.*\n", "", FULL)
+    masking = ADDED.replace("tensor<?x?x", "tensor<1x?x")
+    with pytest.raises(SpeqcError, match="neither causal"):
+        run_passes(str(AttentionText(mask=mask, masking=masking)), "raise-attention")
+
+
+def test_repeats_by_expansion_only(run_passes: RunPasses) -> None:
+    """`REPEATED` is grouped-query layout; `TILED` has the same shapes and is not."""
+    assert REPEATED != TILED and SCALED_SCORES
+    run_passes(str(AttentionText(repeat=REPEATED)), "raise-attention")
+    with pytest.raises(SpeqcError):
+        run_passes(str(AttentionText(repeat=TILED)), "raise-attention")

@@ -1,0 +1,256 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from speqc.runtime.bsfp import NO_FIT_SCALE, decode, encode
+from speqc.runtime.codebook import (
+    CODEBOOKS,
+    UNUSED,
+    exponent_histogram,
+    fit,
+    format_table,
+    load_codebook,
+    parse_table,
+    scale_class,
+)
+from speqc.runtime.errors import SpeqcError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Code (as printed, e3 e2 e1) to exponents, as the paper's table gives them.
+PAPER = {
+    "001": [0, 1, 2, 3],
+    "011": [4, 5, 6, 7],
+    "100": [8],
+    "000": [9],
+    "101": [10],
+    "010": [11],
+    "110": [12, 13],
+    "111": [14, 15],
+}
+NAIVE = {f"{code:03b}": [2 * code, 2 * code + 1] for code in range(8)}
+TABLES = {"paper": PAPER, "naive": NAIVE}
+
+
+def test_unknown_name_lists_the_known_ones():
+    with pytest.raises(SpeqcError, match=r"'bsfp'.*sets, paper, naive"):
+        load_codebook("bsfp")
+
+
+@pytest.mark.parametrize("name", CODEBOOKS)
+def test_lookup_tables_agree_with_the_exponents(name):
+    book = load_codebook(name)
+    for index in range(128):
+        for code in range(8):
+            owned = [int(e) for e in book.exponents[index, code] if e != UNUSED]
+            assert len(set(owned)) == len(owned)
+            assert [int(book.slots[index, code, e]) for e in owned] == list(range(len(owned)))
+            assert np.count_nonzero(book.slots[index, code] != UNUSED) == len(owned)
+            for exponent in range(32):
+                assert bool(book.allowed[index, exponent] >> code & 1) == (exponent in owned)
+        for exponent in range(32):
+            held = bool(book.held[index] >> np.uint32(exponent) & 1)
+            assert held == any(exponent in row for row in book.exponents[index])
+
+
+def test_books_are_read_only():
+    with pytest.raises(ValueError, match="read-only"):
+        load_codebook("sets").levels[0] = 1
+
+
+def test_group_sizes():
+    assert {name: load_codebook(name).group_size for name in CODEBOOKS} == {
+        "sets": 64,
+        "paper": 128,
+        "naive": 128,
+    }
+
+
+def test_sets_tables_hold_what_their_class_promises():
+    book = load_codebook("sets")
+    for field in range(30):
+        wide = sum(1 << e for e in range(min(field + 4, 31)))
+        tight = sum(1 << e for e in range(max(0, field - 9), min(field + 3, 31)))
+        for half in (0, 1):
+            assert book.held[2 * field + half] == wide
+            assert book.held[64 + 2 * field + half] == tight
+
+
+@pytest.mark.parametrize("index", [*range(60, 64), *range(124, 128)])
+def test_sets_has_the_bijection_for_the_largest_scales(index):
+    assert load_codebook("sets").exponents[index].reshape(-1).tolist() == list(range(32))
+
+
+def test_no_fit_scale_picks_a_bijection():
+    book = load_codebook("sets")
+    assert np.uint16(NO_FIT_SCALE).view(np.float16) == 32768
+    assert book.held[scale_class(np.array([NO_FIT_SCALE], np.uint16))[0]] == 0xFFFFFFFF
+
+
+def test_sets_levels_ascend():
+    levels = load_codebook("sets").levels
+    assert levels.dtype == np.float16
+    assert np.all(np.diff(levels) > 0)
+    assert levels[0] > 0
+
+
+def test_scale_class_is_sign_exponent_and_first_mantissa_bit():
+    scales = np.array([1.0, 1.499, 1.5, 2.0, -1.0], np.float16).view(np.uint16)
+    assert scale_class(scales).tolist() == [30, 30, 31, 32, 94]
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_fixed_books_reproduce_the_table_for_every_pattern(name):
+    """F, R and the way back for the 32,768 patterns with e4 = 0, from the table as printed."""
+    book = load_codebook(name)
+    patterns = np.arange(65536, dtype=np.uint16)
+    patterns = patterns[patterns >> 14 & 1 == 0]
+    assert patterns.size == 32768
+    code_of, slot_of = {}, {}
+    for code, exponents in TABLES[name].items():
+        for slot, exponent in enumerate(exponents):
+            code_of[exponent], slot_of[exponent] = int(code, 2), slot
+    exponents = (patterns >> 10 & 31).tolist()
+    nibbles = [int(p) >> 15 << 3 | code_of[e] for p, e in zip(patterns, exponents, strict=True)]
+    rest = [slot_of[e] << 10 | int(p) & 1023 for p, e in zip(patterns, exponents, strict=True)]
+
+    encoded = encode(patterns.reshape(128, 256), book, 128)
+    assert encoded.codes.reshape(-1).tolist() == nibbles
+    assert encoded.rest.reshape(-1).tolist() == rest
+    assert np.array_equal(decode(encoded, book).reshape(-1), patterns)
+
+
+def test_fixed_levels_are_the_powers_of_two_that_the_nibbles_mean():
+    plain = [2.0 ** (2 * code - 15) for code in range(8)]
+    assert load_codebook("naive").levels.tolist() == plain
+    remapped = plain.copy()
+    remapped[0b000], remapped[0b010] = 2.0 ** (9 - 15), 2.0 ** (11 - 15)
+    assert load_codebook("paper").levels.tolist() == remapped
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_fixed_books_have_one_table_for_all_classes(name):
+    book = load_codebook(name)
+    assert not book.scale_indexed
+    assert np.all(book.held == 0xFFFF)
+
+
+def histogram(**counts: int) -> np.ndarray:
+    result = np.zeros(32, np.int64)
+    for name, count in counts.items():
+        result[int(name[1:])] = count
+    return result
+
+
+@pytest.mark.parametrize(
+    ("counts", "zeros", "shift"),
+    [
+        (histogram(), 0, 0),
+        (histogram(e0=5, e3=10, e15=1), 2, 0),
+        (histogram(e3=10, e17=1), 0, 2),
+        (histogram(e0=4, e3=10, e17=1), 4, 2),
+        (histogram(e16=1), 0, 1),
+        (histogram(e30=1), 0, 15),
+    ],
+)
+def test_fit_shifts_where_nothing_is_lost(counts, zeros, shift):
+    result = fit(load_codebook("paper"), counts, zeros)
+    assert (result.ok, result.shift, result.reason) == (True, shift, "")
+
+
+@pytest.mark.parametrize(
+    ("counts", "zeros", "reason"),
+    [
+        (histogram(e0=5, e4=10, e17=1), 4, "subnormal"),
+        (histogram(e2=10, e17=1), 0, r"2\.\.17"),
+        (histogram(e12=1, e31=1), 0, "Inf or NaN"),
+    ],
+)
+def test_fit_refuses_where_bits_would_be_lost(counts, zeros, reason):
+    result = fit(load_codebook("naive"), counts, zeros)
+    assert not result.ok
+    assert result.shift == 0
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(result.reason)
+
+
+def test_sets_fit_everything():
+    assert fit(load_codebook("sets"), np.ones(32, np.int64), 0) == fit(
+        load_codebook("paper"), np.zeros(32, np.int64), 0
+    )
+
+
+def expected_histogram(bits):
+    flat = np.ravel(bits)
+    return np.bincount(flat >> 10 & 31, minlength=32).tolist(), int((flat & 0x7FFF == 0).sum())
+
+
+def test_exponent_histogram_in_any_memory_order(tmp_path):
+    bits = np.arange(65536, dtype=np.uint16).reshape(16, 64, 64)
+    bits[:, ::3, 5] = 0x8000
+    mapped = np.memmap(tmp_path / "bits", np.uint16, "w+", shape=bits.shape)
+    mapped[:] = bits
+    read_only = bits.copy()
+    read_only.flags.writeable = False
+    views = [bits, bits[0].T, bits[:, :, ::2], bits[::2, 3], bits[0, 0, ::3], mapped, read_only]
+    for view in [*views, bits[:, :0]]:
+        counts, zeros = exponent_histogram(view)
+        assert counts.dtype == np.int64
+        assert (counts.tolist(), zeros) == expected_histogram(view)
+
+
+def test_table_text_round_trips():
+    text = "0123 9abc v u 4567 - 8 d".replace("-", "tuv")
+    assert format_table(parse_table(text)) == text
+
+
+@pytest.fixture(scope="module")
+def design():
+    spec = importlib.util.spec_from_file_location("design_bank", ROOT / "tools/design_bank.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def bank():
+    return json.loads((ROOT / "runtime/bank_sets.json").read_text("utf-8"))["level_sets"]["free"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "half"),
+    [("tight", 10, 0), ("tight", 9, 1), ("wide", 12, 1), ("wide", 10, 0), ("wide", 20, 0)],
+)
+def test_shipped_tables_are_what_the_script_designs(design, bank, kind, field, half):
+    index = design.class_index(kind, field, half)
+    levels = np.array(bank["levels"])
+    assert design.design_class(kind, field, half, levels) == bank["classes"][str(index)]
+
+
+def test_shipped_levels_are_where_the_script_settles(design, bank):
+    levels = np.array(bank["levels"])
+    rounding = np.spacing(levels.astype(np.float16)).astype(np.float64)
+    moved = np.abs(design.refit_levels(levels) - levels)
+    assert np.all(moved < 2 * design.SETTLED + rounding)
+
+
+def test_shipped_file_is_what_the_script_writes(design, bank):
+    text = design.bank_text(np.array(bank["levels"]), bank["classes"])
+    assert text == (ROOT / "runtime/bank_sets.json").read_text("utf-8")
+    assert len(bank["classes"]) == 2 * 2 * len(design.DESIGNED_FIELDS)
+
+
+def test_local_search_respects_capacity_and_beats_a_plain_spread(design, bank):
+    levels = np.array(bank["levels"])
+    costs = design.octave_costs(design.unit_density("wide"), levels)[0]
+    costs = design.class_costs(costs, design.fields_of_class("wide", 12), 12)
+    owners = design.design_table(costs)
+    assert np.all(design.MEMBERS[owners].sum(axis=0) <= 4)
+    assert np.all(owners > 0)
+    spread = 1 << (np.arange(len(costs)) // 4)
+    assert design.table_cost(costs, owners) < 0.5 * design.table_cost(costs, spread)

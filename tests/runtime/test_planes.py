@@ -1,0 +1,165 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from speqc.runtime.bsfp import Encoded, draft_values, encode
+from speqc.runtime.codebook import load_codebook
+from speqc.runtime.planes import (
+    Planes,
+    draft_panels,
+    empty_planes,
+    encode_to_planes,
+    full_panels,
+    pack,
+    unpack,
+)
+
+SETS = load_codebook("sets")
+SHAPES = [(64, 64, 64), (70, 130, 32), (1, 1, 64), (129, 65, 128), (40, 200, 7)]
+
+
+def gaussian(rows, columns, seed=0):
+    weights = np.random.default_rng(seed).standard_normal((rows, columns)) * 0.03
+    return weights.astype(np.float16).view(np.uint16)
+
+
+def same(one: Planes, other: Planes):
+    return (
+        np.array_equal(one.draft, other.draft)
+        and np.array_equal(one.rest, other.rest)
+        and np.array_equal(one.scales.view(np.uint16), other.scales.view(np.uint16))
+        and one.group_size == other.group_size
+    )
+
+
+def panels(block):
+    """[K, N] as [NB, K, 64], zero padded."""
+    padded = np.pad(block, ((0, 0), (0, -block.shape[1] % 64)))
+    return padded.reshape(len(block), -1, 64).transpose(1, 0, 2)
+
+
+@st.composite
+def encodings(draw):
+    k, n = draw(st.integers(1, 9)), draw(st.integers(1, 140))
+    group_size = draw(st.integers(1, 10))
+    codes = draw(hnp.arrays(np.uint8, (k, n), elements=st.integers(0, 15)))
+    rest = draw(hnp.arrays(np.uint16, (k, n), elements=st.integers(0, 4095)))
+    scales = draw(hnp.arrays(np.uint16, (-(-k // group_size), n), elements=st.integers(0, 65535)))
+    return Encoded(codes, rest, scales.view(np.float16), group_size)
+
+
+@settings(deadline=None, max_examples=100)
+@given(encodings())
+def test_unpack_undoes_pack(encoded):
+    planes = pack(encoded)
+    back = unpack(planes, encoded.codes.shape[1])
+    assert np.array_equal(back.codes, encoded.codes)
+    assert np.array_equal(back.rest, encoded.rest)
+    assert np.array_equal(back.scales.view(np.uint16), encoded.scales.view(np.uint16))
+    assert same(pack(back), planes)
+
+
+def test_bytes_lie_where_the_layout_says():
+    k, n = 3, 100
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 16, (k, n)).astype(np.uint8)
+    rest = rng.integers(0, 4096, (k, n)).astype(np.uint16)
+    scales = rng.standard_normal((2, n)).astype(np.float16)
+    planes = pack(Encoded(codes, rest, scales, 2))
+    assert planes.draft.shape == (2, k, 32)
+    assert planes.rest.shape == (2, k, 96)
+    assert planes.scales.shape == (2, 2, 64)
+    for row in range(k):
+        for column in range(128):
+            nibble = int(codes[row, column]) if column < n else 0
+            value = int(rest[row, column]) if column < n else 0
+            block, lane = divmod(column, 64)
+            assert planes.draft[block, row, lane // 2] >> 4 * (lane % 2) & 15 == nibble
+            three = int.from_bytes(planes.rest[block, row, lane // 2 * 3 :][:3].tobytes(), "little")
+            assert three >> 12 * (lane % 2) & 0xFFF == value
+    assert np.array_equal(panels(scales), planes.scales)
+
+
+@pytest.mark.parametrize("name", ["sets", "paper", "naive"])
+@pytest.mark.parametrize(("k", "n", "group_size"), SHAPES)
+def test_encode_to_planes_is_encode_and_pack(name, k, n, group_size):
+    book = load_codebook(name)
+    bits = gaussian(k, n)
+    importance = np.arange(1, k + 1, dtype=np.float32)
+    encoded = encode(bits, book, group_size, importance=importance)
+    assert same(encode_to_planes(bits, book, group_size, importance=importance), pack(encoded))
+
+
+@pytest.mark.parametrize("step", [64, 128, 192])
+def test_planes_do_not_depend_on_the_split(step):
+    bits = gaussian(100, 300)
+    whole = encode_to_planes(bits, SETS, 64)
+    filled = empty_planes(100, 300, 64)
+    for start in range(0, 300, step):
+        blocks = slice(start // 64, (start + step) // 64)
+        out = Planes(filled.draft[blocks], filled.rest[blocks], filled.scales[blocks], 64)
+        returned = encode_to_planes(bits[:, start : start + step], SETS, 64, out=out)
+        assert returned is out
+    assert same(filled, whole)
+
+
+@pytest.mark.parametrize("name", ["sets", "paper", "naive"])
+@pytest.mark.parametrize(("k", "n", "group_size"), SHAPES)
+def test_panels_are_the_weights_and_their_drafts(name, k, n, group_size):
+    book = load_codebook(name)
+    bits = gaussian(k, n)
+    encoded = encode(bits, book, group_size)
+    planes = pack(encoded)
+    full = full_panels(planes, book, n)
+    draft = draft_panels(planes, book, n)
+    assert full.dtype == draft.dtype == np.uint16
+    assert np.array_equal(full, panels(bits))
+    assert np.array_equal(draft, panels(draft_values(encoded.codes, book).view(np.uint16)))
+
+
+def test_full_panels_hold_all_patterns():
+    bits = np.arange(65536, dtype=np.uint16).reshape(512, 128)
+    assert np.array_equal(full_panels(encode_to_planes(bits, SETS, 64), SETS, 128), panels(bits))
+
+
+def test_full_panels_undo_the_shift():
+    book = load_codebook("paper")
+    bits = gaussian(64, 70)
+    bits = np.where((bits >> 10 & 31) < 3, 0x8000, bits + (3 << 10)).astype(np.uint16)
+    planes = encode_to_planes(bits, book, 128, shift=3)
+    assert np.array_equal(full_panels(planes, book, 70, shift=3), panels(bits))
+
+
+def test_planes_may_be_mapped_read_only(tmp_path):
+    bits = gaussian(64, 100)
+    planes = encode_to_planes(bits, SETS, 64)
+    parts = []
+    for name in ("draft", "rest", "scales"):
+        np.save(tmp_path / name, getattr(planes, name))
+        parts.append(np.load(tmp_path / f"{name}.npy", mmap_mode="r"))
+    mapped = Planes(*parts, 64)
+    assert np.array_equal(full_panels(mapped, SETS, 100), panels(bits))
+    assert np.array_equal(draft_panels(mapped, SETS, 100), draft_panels(planes, SETS, 100))
+    assert np.array_equal(unpack(mapped, 100).rest, unpack(planes, 100).rest)
+
+
+@pytest.mark.parametrize("n", [0, 64, 129])
+def test_a_wrong_number_of_columns_is_refused(n):
+    planes = encode_to_planes(gaussian(4, 100), SETS, 64)
+    for read in (
+        unpack,
+        lambda p, n: full_panels(p, SETS, n),
+        lambda p, n: draft_panels(p, SETS, n),
+    ):
+        with pytest.raises(ValueError, match="columns"):
+            read(planes, n)
+
+
+def test_storage_is_sixteen_bits_a_weight_and_a_scale_for_each_group():
+    planes = empty_planes(256, 128, 64)
+    stored = planes.draft.nbytes + planes.rest.nbytes
+    assert stored == 2 * 256 * 128
+    assert planes.draft.nbytes * 8 / (256 * 128) == 4
+    assert planes.scales.nbytes * 8 / (256 * 128) == 16 / 64

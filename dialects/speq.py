@@ -36,10 +36,10 @@ from xdsl.dialects.builtin import (
     f64,
     i64,
 )
+from xdsl.dialects.utils import EnumAttribute
 from xdsl.ir import (
     Attribute,
     Dialect,
-    EnumAttribute,
     ParametrizedAttribute,
     Region,
     SpacedOpaqueSyntaxAttribute,
@@ -157,7 +157,7 @@ class WeightOp(IRDLOperation):
     group_size = opt_prop_def(IntegerAttr[I64])
     shift = opt_prop_def(IntegerAttr[I64])
     kept = opt_prop_def(StringAttr)
-    exponents = opt_prop_def(DenseArrayBase)
+    exponents = opt_prop_def(DenseArrayBase.constr(i64))
     zeros = opt_prop_def(IntegerAttr[I64])
 
     traits = traits_def(SymbolOpInterface())
@@ -172,7 +172,7 @@ class WeightOp(IRDLOperation):
         shape: tuple[int, int],
         *,
         transposed: bool = False,
-        exponents: DenseArrayBase | None = None,
+        exponents: DenseArrayBase[IntegerType] | None = None,
         zeros: int | None = None,
     ):
         super().__init__(
@@ -452,9 +452,10 @@ class RotaryOp(IRDLOperation):
 
     def verify_(self) -> None:
         """Check that the tables agree and fit the head."""
-        head, cos, sin = (
-            value.get_shape() for value in tensor_types(self.input, self.cos, self.sin)
-        )
+        types = tensor_types(self.input, self.cos, self.sin)
+        head, cos, sin = (type.get_shape() for type in types)
+        if len({type.element_type for type in types}) > 1:
+            raise VerifyException("input, cos and sin must have one element type")
         if cos != sin:
             raise VerifyException(f"cos and sin must have one shape, got {list(cos)}, {list(sin)}")
         if cos[-1] > head[-1] or cos[-1] % 2:
@@ -646,6 +647,11 @@ class CallOp(IRDLOperation):
             },
             result_types=[result_type],
         )
+
+    def verify_(self) -> None:
+        """Check the chunk."""
+        if self.chunk is not None and self.chunk.value.data < 1:
+            raise VerifyException(f"chunk must be positive, got {self.chunk.value.data}")
 
 
 @irdl_op_definition

@@ -10,16 +10,20 @@ from xdsl.ir import Operation, SSAValue
 from xdsl.passes import ModulePass
 
 from speqc.dialects.pe import AttentionOp, GatherOp, GemmOp, VectorOp
+from speqc.passes.finish_order import FinishOrder
 from speqc.runtime.activations import OFFSET, ROW_BYTES, row_bytes, shares_buffer
 
 
 @dataclass(frozen=True)
 class AllocateActivationsPass(ModulePass):
-    """First-fit allocation over live ranges, in bytes for one row of M.
+    """First-fit allocation in program order, in bytes for one row of M.
 
     A step over M rows places an activation at M times its offset. Those that end behind the
     SRAM's capacity live in DRAM in that step, as does the result of the step always. An operation
     that only renames dimensions shares its operand's place.
+
+    Units work side by side, so that a place is free again only for operations that start after all
+    that write or read it have ended (see `finish_order`).
     """
 
     name = "allocate-activations"
@@ -32,14 +36,13 @@ class AllocateActivationsPass(ModulePass):
                 function.attributes[ROW_BYTES] = IntegerAttr(peak, i64)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Buffer:
-    """One place: the values that share it, and when it is needed."""
+    """One place: the operations whose results share it, and the set of those that access it."""
 
     size: int
-    first: int
-    last: int
     owners: list[Operation]
+    accesses: int
     offset: int = 0
 
     @property
@@ -48,47 +51,44 @@ class _Buffer:
 
 
 def _allocate(function: FuncOp) -> int:
-    buffers = _live_buffers(function)
-    placed: list[_Buffer] = []
-    for buffer in buffers:
-        placed = [other for other in placed if other.last >= buffer.first]
-        buffer.offset = _first_gap(placed, buffer.size)
-        placed.append(buffer)
+    order = FinishOrder(function)
+    buffers = _buffers(function, order)
+    for place, buffer in enumerate(buffers):
+        ended = order.before(buffer.owners[0])
+        needed = [other for other in buffers[:place] if other.accesses & ~ended]
+        buffer.offset = _first_gap(needed, buffer.size)
         for owner in buffer.owners:
             owner.properties[OFFSET] = IntegerAttr(buffer.offset, i64)
     return max((buffer.end for buffer in buffers), default=0)
 
 
-def _live_buffers(function: FuncOp) -> list[_Buffer]:
+def _buffers(function: FuncOp, order: FinishOrder) -> list[_Buffer]:
     """The buffers of a step in the order in which they are first needed."""
     by_value: dict[SSAValue, _Buffer] = {}
     buffers: list[_Buffer] = []
-    for place, op in enumerate(function.body.block.ops):
+    for op in function.body.block.ops:
         for value in op.operands:
             if value in by_value:
-                by_value[value].last = place
+                by_value[value].accesses |= order.set_of(op)
         if isinstance(op, ReturnOp):
-            for value in op.operands:
-                _send_to_dram(by_value, buffers, value)
-        elif isinstance(op, VectorOp) and shares_buffer(op) and op.inputs[0] in by_value:
-            buffer = by_value[op.inputs[0]]
+            returned = {by_value[value] for value in op.operands if value in by_value}
+            buffers = [buffer for buffer in buffers if buffer not in returned]
+            for buffer in returned:
+                _send_to_dram(buffer)
+        elif shares_buffer(op) and op.operands[0] in by_value:
+            buffer = by_value[op.operands[0]]
             buffer.owners.append(op)
-            by_value[op.results_[0]] = buffer
+            by_value[op.results[0]] = buffer
         elif isinstance(op, GatherOp | GemmOp | VectorOp | AttentionOp):
-            buffer = _Buffer(sum(_sizes(op.results)), place, place, [op])
+            buffer = _Buffer(sum(_sizes(op.results)), [op], order.set_of(op))
             buffers.append(buffer)
             by_value.update((result, buffer) for result in op.results)
     return buffers
 
 
-def _send_to_dram(
-    by_value: dict[SSAValue, _Buffer], buffers: list[_Buffer], value: SSAValue
-) -> None:
-    if value in by_value and by_value[value] in buffers:
-        buffer = by_value[value]
-        buffers.remove(buffer)
-        for owner in buffer.owners:
-            owner.properties.pop(OFFSET, None)
+def _send_to_dram(buffer: _Buffer) -> None:
+    for owner in buffer.owners:
+        owner.properties.pop(OFFSET, None)
 
 
 def _sizes(values: Iterable[SSAValue]) -> Iterable[int]:
@@ -97,10 +97,10 @@ def _sizes(values: Iterable[SSAValue]) -> Iterable[int]:
         yield row_bytes(value.type)
 
 
-def _first_gap(placed: list[_Buffer], size: int) -> int:
-    """The lowest offset at which `size` bytes overlap no placed buffer."""
+def _first_gap(needed: list[_Buffer], size: int) -> int:
+    """The lowest offset at which `size` bytes overlap no buffer that is still needed."""
     offset = 0
-    for other in sorted(placed, key=lambda buffer: buffer.offset):
+    for other in sorted(needed, key=lambda buffer: buffer.offset):
         if offset + size <= other.offset:
             break
         offset = max(offset, other.end)

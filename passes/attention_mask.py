@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from xdsl.ir import Operation, SSAValue
 
 from speqc.passes.attention_scores import LOWEST, Mask
-from speqc.passes.matching import constant_scalar, element_type, fail
+from speqc.passes.matching import element_type, fail
 from speqc.passes.probe import Probe
 from speqc.passes.step_samples import StepSampler
 
@@ -22,6 +22,9 @@ ROWS, PASTS = (1, 2, 5, 16), (0, 1, 7, 33)
 LONG_PAST = 65_535
 """A past that no sliding window reaches over."""
 
+LONG_ROWS = 4_608
+"""As many new tokens, for a graph without caches: a longer window can't be told from none."""
+
 
 @dataclass
 class MaskReader:
@@ -29,7 +32,7 @@ class MaskReader:
 
     sampler: StepSampler
     _probes: dict[tuple[int, int], Probe] = field(default_factory=dict)
-    _windows: dict[tuple[SSAValue, ...], int | None] = field(default_factory=dict)
+    _windows: dict[tuple, int | None] = field(default_factory=dict)
 
     def known(self, value: SSAValue) -> bool:
         """Whether `value` depends on nothing but lengths, mask and positions."""
@@ -37,51 +40,64 @@ class MaskReader:
 
     def is_never(self, condition: SSAValue) -> bool:
         """Whether a condition is false everywhere, in every step."""
-        steps = [*self._steps(), *([(1, LONG_PAST)] if self.sampler.has_caches else [])]
-        for rows, past in steps:
+        for rows, past in (*self._steps(), self.long_step):
             value = self._probe(rows, past).value(condition)
             if value is None or value.any():
                 return False
         return True
 
-    def window(self, softmax: Operation, masks: tuple[Mask, ...]) -> int | None:
+    def window(self, op: Operation, masks: tuple[Mask, ...], *, causal: bool = False) -> int | None:
         """The length of the sliding window that masks leave; None if they are just causal.
+
+        `causal`: op itself sees no later positions, whatever the masks say.
 
         Raises:
             SpeqcError: they are neither.
         """
-        if not masks:
-            raise fail(softmax, "attention without a mask is not causal")
-        key = tuple(mask.value for mask in masks)
+        if not masks and not causal:
+            raise fail(op, "attention without a mask is not causal")
+        key = (causal, *((mask.value, mask.admits, mask.replacement) for mask in masks))
         if key not in self._windows:
-            self._windows[key] = self._find_window(masks)
+            self._windows[key] = self._find_window(op, masks, causal)
         return self._windows[key]
 
-    def _find_window(self, masks: tuple[Mask, ...]) -> int | None:
-        window = None
-        steps = list(self._steps())
-        if self.sampler.has_caches:
-            admitted = int(self._admitted(masks, 1, LONG_PAST).sum())
-            if admitted <= LONG_PAST:
-                window = admitted
-                steps += [
-                    (1, max(window - 1, 0)),
-                    (2, max(window - 2, 0)),
-                    (5, window),
-                    (1, LONG_PAST),
-                ]
+    def _find_window(self, op: Operation, masks: tuple[Mask, ...], is_causal: bool) -> int | None:
+        rows, past = long = self.long_step
+        admitted = int(self._admitted(masks, rows, past, is_causal)[-1].sum())
+        window = admitted if admitted < rows + past else None
+        steps = [*self._steps(), long]
+        if window is not None and self.sampler.has_caches:
+            steps += [(1, window - 1), (2, max(window - 2, 0)), (5, window)]
         for rows, past in steps:
-            if not np.array_equal(self._admitted(masks, rows, past), causal(rows, past, window)):
+            seen = self._admitted(masks, rows, past, is_causal)
+            if not np.array_equal(seen, causal_mask(rows, past, window)):
                 raise fail(
-                    masks[-1].op,
+                    masks[-1].op if masks else op,
                     f"the mask is neither causal nor causal with a sliding window "
                     f"(seen with {rows} tokens behind {past} positions)",
                 )
         return window
 
-    def _admitted(self, masks: tuple[Mask, ...], rows: int, past: int) -> NDArray[np.bool_]:
+    @property
+    def long_step(self) -> tuple[int, int]:
+        """(rows, past) of a step that reaches over sliding windows."""
+        return (1, LONG_PAST) if self.sampler.has_caches else (LONG_ROWS, 0)
+
+    def is_length(self, value: SSAValue, fewer: int) -> bool:
+        """Whether all elements of `value` are past + rows - `fewer` in every step."""
+        for rows, past in self._steps():
+            found = self._probe(rows, past).value(value)
+            if found is None or (found != past + rows - fewer).any():
+                return False
+        return True
+
+    def _admitted(
+        self, masks: tuple[Mask, ...], rows: int, past: int, is_causal: bool
+    ) -> NDArray[np.bool_]:
         """bool[rows, past + rows]: which positions each row sees."""
         admitted = np.ones((rows, past + rows), np.bool_)
+        if is_causal:
+            admitted &= causal_mask(rows, past, None)
         for mask in masks:
             value = self._probe(rows, past).value(mask.value)
             assert value is not None
@@ -101,7 +117,7 @@ class MaskReader:
         return ((rows, past) for rows in ROWS for past in pasts)
 
 
-def causal(rows: int, past: int, window: int | None) -> NDArray[np.bool_]:
+def causal_mask(rows: int, past: int, window: int | None) -> NDArray[np.bool_]:
     """bool[rows, past + rows]: row m sees t <= past + m, with a window only the last of those."""
     distance = past + np.arange(rows)[:, None] - np.arange(past + rows)
     seen = distance >= 0
@@ -110,14 +126,13 @@ def causal(rows: int, past: int, window: int | None) -> NDArray[np.bool_]:
 
 def _shown(mask: Mask, value: NDArray) -> NDArray[np.bool_]:
     """Where a mask leaves scores as they are."""
-    if mask.replaces is None:
+    if mask.admits is None:
         return _unchanged(mask, value)
-    replacement = constant_scalar(mask.op.operands[1 if mask.replaces else 2])
-    if replacement is None or replacement > _ceiling(mask):
+    if mask.replacement is None or mask.replacement > _ceiling(mask):
         raise fail(
             mask.op, "masked scores are replaced by something other than a large negative number"
         )
-    return value != mask.replaces
+    return value == mask.admits
 
 
 def _unchanged(mask: Mask, value: NDArray) -> NDArray[np.bool_]:

@@ -35,11 +35,16 @@ Known = Callable[[SSAValue], bool]
 
 @dataclass(frozen=True)
 class Mask:
-    """One mask on the scores: `value` is added, or where it equals `replaces` a score is replaced."""
+    """One mask on the scores.
+
+    Where `value` equals `admits` a score is kept, elsewhere it becomes `replacement`; without
+    `admits`, `value` is added to the scores.
+    """
 
     op: Operation
     value: SSAValue
-    replaces: bool | None
+    admits: bool | None = None
+    replacement: float | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def read_scores(softmax: Operation, known: Known) -> Scores | None:
         op = source.owner
     if isinstance(op, Block) or any(is_weight(operand) for operand in op.operands):
         return None
-    type = _float_type(op, element_type(op.results[0]))
+    type = float_type(op, op.results[0])
     _check_order(steps, type)
     scale, softcap = _scale_and_softcap([step for step in steps if step[0].name in SCALING])
     return Scores(op, type, scale, softcap, tuple(_masks(steps)))
@@ -93,7 +98,7 @@ def read_scores(softmax: Operation, known: Known) -> Scores | None:
 def read_output(softmax: Operation) -> Output | None:
     """What a softmax leads to; None if that is no product with it on the left."""
     value = softmax.results[0]
-    type = _float_type(softmax, element_type(value))
+    type = float_type(softmax, value)
     while (op := _next(value)) is not None:
         if op.name == "onnx.MatMul":
             return Output(op, type)
@@ -103,7 +108,9 @@ def read_output(softmax: Operation) -> Output | None:
     return None
 
 
-def _float_type(op: Operation, type: Attribute) -> AnyFloat:
+def float_type(op: Operation, value: SSAValue) -> AnyFloat:
+    """The element type of `value`, if attention computes in it; SpeqcError that names `op` if not."""
+    type = element_type(value)
     if isinstance(type, Float16Type | Float32Type):
         return type
     raise fail(op, f"attention in {type} is not supported, only in f16 and f32")
@@ -180,9 +187,11 @@ def _masks(steps: list[tuple[Operation, SSAValue]]) -> list[Mask]:
     masks = []
     for op, source in steps:
         if op.name == "onnx.Add":
-            masks.append(Mask(op, other_operand(op, source), None))
+            masks.append(Mask(op, other_operand(op, source)))
         elif op.name == "onnx.Where":
-            masks.append(Mask(op, op.operands[0], source is op.operands[2]))
+            admits = source is op.operands[1]
+            replacement = constant_scalar(op.operands[2 if admits else 1])
+            masks.append(Mask(op, op.operands[0], admits, replacement))
     return masks
 
 

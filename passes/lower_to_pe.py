@@ -1,5 +1,6 @@
 """Lower step functions from `speq` and `onnx` operations to the array program."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -217,7 +218,7 @@ def _name(value: SSAValue, name: str) -> None:
         value.name_hint = name
 
 
-def _replace(op: Operation, new: list[Operation]) -> None:
+def _replace(op: Operation, new: Sequence[Operation]) -> None:
     """Put `new` in the place of `op`, its last operation's results in the place of `op`'s."""
     Rewriter.insert_op(new, InsertPoint.before(op))
     for old, result in zip(op.results, new[-1].results, strict=True):

@@ -6,18 +6,13 @@ from numpy.typing import NDArray
 from xdsl.dialects.builtin import (
     DYNAMIC_INDEX,
     AnyFloat,
-    DenseArrayBase,
-    DenseIntOrFPElementsAttr,
     ModuleOp,
     TensorType,
-    i64,
 )
 from xdsl.dialects.func import FuncOp
 from xdsl.ir import Attribute, Block, Operation, SSAValue
-from xdsl.pattern_rewriter import PatternRewriter
-from xdsl.rewriter import InsertPoint, Rewriter
 
-from speqc.dialects.onnx import ConstantOp, InitializerOp, node_name, operator_class
+from speqc.dialects.onnx import ConstantOp, InitializerOp, node_name
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.ir_values import dense_array
 
@@ -108,42 +103,6 @@ def constant_integers(value: SSAValue | None) -> tuple[int, ...] | None:
 def is_weight(value: SSAValue) -> bool:
     """Whether `value` is a tensor of the model file."""
     return isinstance(value.owner, InitializerOp | ConstantOp)
-
-
-def integers_constant(values: Sequence[int]) -> ConstantOp:
-    """A vector of int64 as an `onnx.Constant`."""
-    type = TensorType(i64, [len(values)])
-    return ConstantOp(DenseIntOrFPElementsAttr.from_list(type, list(values)))
-
-
-def reshape(value: SSAValue, sizes: Sequence[int]) -> list[Operation]:
-    """Operations that view `value` with `sizes` (-1: the dynamic one); the last has the result."""
-    target = integers_constant(sizes)
-    result_type = tensor_type(element_type(value), sizes)
-    return [target, operator_class("onnx.Reshape")([value, target.output], [result_type])]
-
-
-def transpose(value: SSAValue, permutation: Sequence[int]) -> Operation:
-    """`value` with its dimensions in another order."""
-    sizes = shape(value)
-    result_type = tensor_type(element_type(value), [sizes[axis] for axis in permutation])
-    properties: dict[str, Attribute] = {"perm": DenseArrayBase.from_list(i64, list(permutation))}
-    return operator_class("onnx.Transpose")([value], [result_type], properties)
-
-
-def insert_before(op: Operation, new_ops: Operation | Sequence[Operation]) -> None:
-    """Insert operations before `op`; they get its location, so that messages name its node."""
-    new_ops = [new_ops] if isinstance(new_ops, Operation) else new_ops
-    for new_op in new_ops:
-        new_op.location = op.location
-    Rewriter.insert_op(new_ops, InsertPoint.before(op))
-
-
-def replace(rewriter: PatternRewriter, op: Operation, *new_ops: Operation) -> None:
-    """Put operations in the place of `op`, with its location and the name of its result."""
-    for new_op in new_ops:
-        new_op.location = op.location
-    rewriter.replace(op, new_ops)
 
 
 def step_functions(module: ModuleOp) -> Iterator[FuncOp]:

@@ -1,34 +1,31 @@
 """`raise-attention`: attention over a growing cache, spelt out by the exporter, as one operation.
 
-Anchored at each softmax. Caches, which are arguments and results in the file, become declarations,
+Anchored at each softmax, and at operators that are an attention. Caches, which are arguments and results in the file, become declarations,
 and the masks vanish: what they admit is evaluated (`attention_mask`), how heads are repeated and
 keys transposed is proved on a tensor of indices (`attention_layout`), and where scores are scaled
 and rounded is read off the operations between the products (`attention_scores`).
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from xdsl.context import Context
 from xdsl.dialects.builtin import ArrayAttr, FloatAttr, ModuleOp
 from xdsl.dialects.func import FuncOp
-from xdsl.ir import Operation, SSAValue
 from xdsl.passes import ModulePass
 from xdsl.rewriter import InsertPoint, Rewriter
 from xdsl.transforms.dead_code_elimination import region_dce
 
+from speqc.dialects.onnx import OnnxOp
 from speqc.dialects.speq import AttentionOp, CacheAppendOp, CacheOp
-from speqc.passes.attention_layout import (
-    CacheRead,
-    appended_rows,
-    is_grouped_query,
-    on_new_rows,
-    trace,
-)
+from speqc.passes.attention_caches import Caches
+from speqc.passes.attention_form import AttentionForm
 from speqc.passes.attention_mask import MaskReader
-from speqc.passes.attention_scores import Output, Scores, is_softmax, read_output, read_scores
-from speqc.passes.matching import element_type, fail, insert_before, main_function, shape, tensor
-from speqc.passes.probe import opset_of
+from speqc.passes.attention_operators import OPERATORS
+from speqc.passes.attention_scores import float_type, is_softmax
+from speqc.passes.attention_softmax import read_softmax
+from speqc.passes.building import Builder, replace_result
+from speqc.passes.heads import join_heads
+from speqc.passes.matching import ANY, element_type, fail, main_function, shape, tensor_type
 from speqc.passes.step_samples import (
     Argument,
     Role,
@@ -40,13 +37,6 @@ from speqc.passes.step_samples import (
 from speqc.runtime.errors import SpeqcError
 
 
-class _Reads(NamedTuple):
-    """How the two products of an attention read their caches."""
-
-    key: CacheRead
-    value: CacheRead
-
-
 @dataclass
 class _Raiser:
     """Raises the attention of one function."""
@@ -54,96 +44,58 @@ class _Raiser:
     module: ModuleOp
     function: FuncOp
     masks: MaskReader
-    new_rows: dict[SSAValue, SSAValue]
+    caches: Caches
     layers: int = field(default=0)
 
-    def raise_at(self, softmax: Operation) -> bool:
-        """Raise the attention around a softmax; False if there is none that reads a cache.
+    def raise_all(self) -> None:
+        """Raise every attention.
 
         Raises:
-            SpeqcError: `speq.attention` has no equal for it.
+            SpeqcError: `speq.attention` has no equal for one.
         """
-        scores = read_scores(softmax, self.masks.known)
-        output = read_output(softmax)
-        if scores is None or output is None:
-            return False
-        reads = self._reads(scores, output)
-        if reads is None:
-            return False
-        window = self.masks.window(softmax, scores.masks)
-        self._replace(scores, output, reads, window)
-        return True
+        for op in list(self.function.body.block.ops):
+            form = None
+            if is_softmax(op):
+                form = read_softmax(op, self.masks, self.caches)
+            elif isinstance(op, OnnxOp) and op.name in OPERATORS:
+                form = OPERATORS[op.name](op, self.masks, self.caches)
+            if form is not None:
+                self._raise(form)
 
-    def _reads(self, scores: Scores, output: Output) -> _Reads | None:
-        roots = list(self.new_rows)
-        key, value = scores.product.operands[1], output.product.operands[1]
-        key_read, value_read = trace(key, roots), trace(value, roots)
-        if key_read is None or value_read is None:
-            return None
-        opset = opset_of(self.module)
-        for product, operand, read in (
-            (scores.product, key, key_read),
-            (output.product, value, value_read),
-        ):
-            if len(shape(operand)) != 4 or not is_grouped_query(
-                operand, read, transposed=operand is key, opset=opset
-            ):
-                raise fail(
-                    product, "heads of the cache are not laid out as grouped-query attention"
-                )
-        return _Reads(key_read, value_read)
-
-    def _replace(self, scores: Scores, output: Output, reads: _Reads, window: int | None) -> None:
-        last = output.product
-        key = self._insert_rows(last, reads.key)
-        value = self._insert_rows(last, reads.value)
-        if element_type(key) != element_type(value):
-            raise fail(last, f"keys are {element_type(key)}, values {element_type(value)}")
-        cache = self._declare(key, value)
+    def _raise(self, form: AttentionForm) -> None:
+        builder = Builder(form.last)
+        heads, width = shape(form.query)[1], shape(form.value)[3]
+        cache = self._declare(form)
         attention = AttentionOp(
             cache,
-            scores.product.operands[0],
-            key,
-            value,
-            tensor(last.results[0]),
-            score_type=scores.type,
-            probability_type=output.probability_type,
-            score_scale=None if scores.scale is None else FloatAttr(scores.scale, scores.type),
-            softcap=None if scores.softcap is None else FloatAttr(scores.softcap, scores.type),
-            window=window,
+            form.query,
+            form.key,
+            form.value,
+            tensor_type(form.result_type, (1, heads, ANY, width)),
+            score_type=form.score_type,
+            probability_type=form.probability_type,
+            score_scale=None if form.scale is None else FloatAttr(form.scale, form.score_type),
+            softcap=None if form.softcap is None else FloatAttr(form.softcap, form.score_type),
+            window=form.window,
         )
-        insert_before(last, [attention, CacheAppendOp(cache, key, value)])
-        attention.result.name_hint = last.results[0].name_hint
-        last.results[0].replace_all_uses_with(attention.result)
+        builder.add(attention)
+        builder.add(CacheAppendOp(cache, form.key, form.value))
+        result = attention.result
+        if form.joined:
+            result.name_hint = form.last.results[0].name_hint
+            result = join_heads(builder, result)
+        replace_result(form.last, result)
 
-    def _insert_rows(self, last: Operation, read: CacheRead) -> SSAValue:
-        """The new rows as the cache keeps them."""
-        rows = self.new_rows[read.root]
-        made = on_new_rows(rows, read.elementwise)
-        insert_before(last, made)
-        return made[-1].results[0] if made else rows
-
-    def _declare(self, key: SSAValue, value: SSAValue) -> str:
+    def _declare(self, form: AttentionForm) -> str:
+        if element_type(form.key) != element_type(form.value):
+            types = f"keys are {element_type(form.key)}, values {element_type(form.value)}"
+            raise fail(form.last, f"{types}; a cache holds one type")
         name = f"kv{self.layers}"
         self.layers += 1
-        (_, heads, _, key_dim), (_, _, _, value_dim) = shape(key), shape(value)
-        type = tensor(key).element_type
-        cache = CacheOp(name, heads, key_dim, value_dim, type)
+        (_, heads, _, key_dim), (_, _, _, value_dim) = shape(form.key), shape(form.value)
+        cache = CacheOp(name, heads, key_dim, value_dim, float_type(form.last, form.key))
         Rewriter.insert_op(cache, InsertPoint.before(self.function))
         return name
-
-
-def _caches(module: ModuleOp, function: FuncOp) -> dict[SSAValue, SSAValue]:
-    """For each cache that grows by rows: its whole value -> its new rows."""
-    returned = function.get_return_op()
-    assert returned is not None
-    rows = {}
-    for past, present in cache_pairs(module):
-        found = appended_rows(returned.operands[present], function.args[past])
-        if found is not None:
-            whole, new = found
-            rows[whole] = new
-    return rows
 
 
 def _drop_idle_replacements(function: FuncOp, masks: MaskReader) -> None:
@@ -191,14 +143,13 @@ class RaiseAttentionPass(ModulePass):
             SpeqcError: an attention, a mask or the use of a cache has no equal at this level.
         """
         function = main_function(op)
-        if function is None:
+        raised = any(isinstance(inner, AttentionOp) for inner in op.walk())
+        if function is None or (raised and not cache_pairs(op)):
             return
         masks = MaskReader(StepSampler(op, function))
         _drop_idle_replacements(function, masks)
-        raiser = _Raiser(op, function, masks, _caches(op, function))
-        for candidate in list(function.body.block.ops):
-            if is_softmax(candidate):
-                raiser.raise_at(candidate)
+        raiser = _Raiser(op, function, masks, Caches(op, function))
+        raiser.raise_all()
         if not raiser.layers:
             raise SpeqcError(
                 "no attention over a cache found; export the model with its key and value cache "

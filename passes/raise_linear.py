@@ -11,34 +11,29 @@ from typing import NamedTuple
 from xdsl.context import Context
 from xdsl.dialects.builtin import (
     Float16Type,
-    IntegerAttr,
     ModuleOp,
     StringAttr,
-    i64,
 )
 from xdsl.dialects.func import FuncOp
-from xdsl.ir import Attribute, Operation, SSAValue
+from xdsl.ir import Operation, SSAValue
 from xdsl.passes import ModulePass
 from xdsl.rewriter import InsertPoint, Rewriter
 from xdsl.transforms.dead_code_elimination import region_dce
 
-from speqc.dialects.onnx import InitializerOp, OnnxOp, operator_class
+from speqc.dialects.onnx import InitializerOp, OnnxOp
 from speqc.dialects.speq import EmbeddingOp, MatmulOp, View, ViewOp, ViewType, WeightOp
+from speqc.passes.building import Builder, replace_result
 from speqc.passes.matching import (
     ANY,
     element_type,
     fail,
     main_function,
     producer,
-    reshape,
     shape,
     tensor_type,
 )
 from speqc.passes.step_samples import erase_arguments, step_arguments, tokens_argument
 from speqc.passes.weight_names import WeightNames
-
-ONNX_FLOAT = 1
-"""ONNX's number of the element type f32."""
 
 
 class _Matrix(NamedTuple):
@@ -103,50 +98,55 @@ class _Weights:
         return name
 
 
-def _raise_matmul(op: Operation, weights: _Weights) -> list[Operation] | None:
+def _raise_matmul(op: OnnxOp, weights: _Weights) -> SSAValue | None:
     """`onnx.MatMul` by a matrix of the file -> `speq.matmul`."""
     matrix = _matrix(op.operands[1])
     return None if matrix is None else _product(op, matrix, weights)
 
 
-def _raise_gemm(op: Operation, weights: _Weights) -> list[Operation] | None:
+def _raise_gemm(op: OnnxOp, weights: _Weights) -> SSAValue | None:
     """`onnx.Gemm` by a matrix of the file -> `speq.matmul`, and an `onnx.Add` for the bias."""
-    assert isinstance(op, OnnxOp)
     matrix = _matrix(op.operands[1], transposed=op.integer("transB", 0) == 1)
     if matrix is None or op.integer("transA", 0):
         return None
     bias = op.input("C")
     if op.number("alpha", 1) != 1 or (bias is not None and op.number("beta", 1) != 1):
         raise fail(op, "a product scaled by alpha or beta is not supported")
-    ops = _product(op, matrix, weights)
-    if bias is not None:
-        ops.append(operator_class("onnx.Add")([ops[-1].results[0], bias], [op.results[0].type]))
-    return ops
+    product = _product(op, matrix, weights)
+    if bias is None:
+        return product
+    return Builder(op).onnx("Add", [product, bias], op.results[0].type)
 
 
-def _product(op: Operation, matrix: _Matrix, weights: _Weights) -> list[Operation]:
-    """Operations that multiply op's first operand, as [1, M, K] whatever its rank, with a weight.
+def _raise_fused(op: OnnxOp, weights: _Weights) -> SSAValue | None:
+    """ONNX Runtime's product by a transposed matrix -> `speq.matmul`."""
+    matrix = _matrix(op.operands[1], transposed=op.integer("transB", 0) == 1)
+    others = ("transA", "transBatchA", "transBatchB")
+    if matrix is None or any(op.integer(name, 0) for name in others):
+        return None
+    if op.number("alpha", 1) != 1:
+        raise fail(op, "a product scaled by alpha is not supported")
+    return _product(op, matrix, weights)
 
-    The last has the result, in the shape of op's.
-    """
-    ops: list[Operation] = []
-    input, result = op.operands[0], op.results[0]
+
+def _product(op: OnnxOp, matrix: _Matrix, weights: _Weights) -> SSAValue:
+    """op's first operand, as [1, M, K] whatever its rank, times a weight, in the shape of op's."""
+    builder, result = Builder(op), op.results[0]
     rows, columns = matrix.shape
+    input = op.operands[0]
     if len(shape(input)) != 3:
-        ops += reshape(input, (1, ANY, rows))
-        input = ops[-1].results[0]
+        input = builder.reshape(input, (1, ANY, rows))
     view = ViewOp(weights.symbol(op, matrix), ViewType(rows, columns, View.FULL))
     type = tensor_type(element_type(result), (*shape(input)[:-1], columns))
     product = MatmulOp(input, view.result, type)
-    ops += [view, product]
-    if type != result.type:
-        ops += reshape(product.result, shape(result))
-    return ops
+    view.result.name_hint = product.result.name_hint = result.name_hint
+    builder.add(view)
+    builder.add(product)
+    return builder.reshape(product.result, shape(result))
 
 
-def _raise_gather(op: Operation, weights: _Weights) -> list[Operation] | None:
+def _raise_gather(op: OnnxOp, weights: _Weights) -> SSAValue | None:
     """`onnx.Gather` of rows by token -> `speq.embedding`."""
-    assert isinstance(op, OnnxOp)
     table, indices = op.operands
     while (cast := producer(indices, "Cast", "Identity")) is not None:
         indices = cast.operands[0]
@@ -155,14 +155,18 @@ def _raise_gather(op: Operation, weights: _Weights) -> list[Operation] | None:
     if matrix is None or indices is not weights.tokens or op.integer("axis", 0) != 0:
         return None
     exact = tensor_type(Float16Type(), shape(op.results[0]))
-    ops: list[Operation] = [EmbeddingOp(weights.symbol(op, matrix), indices, exact)]
-    if op.results[0].type != exact:
-        to: dict[str, Attribute] = {"to": IntegerAttr(ONNX_FLOAT, i64)}
-        ops.append(operator_class("onnx.Cast")([ops[0].results[0]], [op.results[0].type], to))
-    return ops
+    embedding = EmbeddingOp(weights.symbol(op, matrix), indices, exact)
+    builder = Builder(op)
+    builder.add(embedding)
+    return builder.cast(embedding.result, element_type(op.results[0]))
 
 
-RULES = {"onnx.MatMul": _raise_matmul, "onnx.Gemm": _raise_gemm, "onnx.Gather": _raise_gather}
+RULES = {
+    "onnx.MatMul": _raise_matmul,
+    "onnx.Gemm": _raise_gemm,
+    "onnx.microsoft.FusedMatMul": _raise_fused,
+    "onnx.Gather": _raise_gather,
+}
 
 
 def _name_step(module: ModuleOp, function: FuncOp) -> None:
@@ -194,11 +198,12 @@ class RaiseLinearPass(ModulePass):
         weights = _Weights(function, tokens)
         for candidate in list(function.body.block.ops):
             rule = RULES.get(candidate.name)
-            new_ops = None if rule is None else rule(candidate, weights)
-            if new_ops is not None:
-                for new_op in new_ops:
-                    new_op.location = candidate.location
-                Rewriter.replace_op(candidate, new_ops)
+            if rule is None:
+                continue
+            assert isinstance(candidate, OnnxOp)
+            result = rule(candidate, weights)
+            if result is not None:
+                replace_result(candidate, result)
         region_dce(op.body)
         unused = [a.value for a in arguments if a.value is not tokens and not a.value.uses]
         erase_arguments(op, function, unused)

@@ -10,22 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 from xdsl.context import Context
-from xdsl.dialects.builtin import IntegerAttr, ModuleOp, TensorType, i32, i64
+from xdsl.dialects.builtin import ModuleOp, TensorType, i32, i64
 from xdsl.dialects.func import FuncOp
 from xdsl.ir import Operation, SSAValue
 from xdsl.passes import ModulePass
 from xdsl.transforms.dead_code_elimination import region_dce
 
-from speqc.dialects.onnx import operator_class
 from speqc.dialects.speq import PositionsOp
-from speqc.passes.matching import (
-    element_type,
-    insert_before,
-    main_function,
-    reshape,
-    shape,
-    tensor_type,
-)
+from speqc.passes.building import Builder
+from speqc.passes.matching import element_type, main_function, shape
 from speqc.passes.probe import Probe
 from speqc.passes.step_samples import (
     Role,
@@ -44,34 +37,15 @@ ROWS = ((1, -1), (-1,))
 MOVERS = frozenset({"onnx.Reshape", "onnx.Squeeze", "onnx.Unsqueeze", "onnx.Cast", "onnx.Identity"})
 """Operations whose result is no computation of positions but another form of them."""
 
-ONNX_TYPES = {i32: 6, i64: 7}
-"""ONNX's numbers of element types, as `onnx.Cast` takes them."""
 
-
-def _raise_argument(function: FuncOp, argument: SSAValue, tokens: SSAValue) -> None:
-    """Replace an argument of positions."""
-    first = function.body.block.first_op
-    assert first is not None
+def _substitute(value: SSAValue, tokens: SSAValue, before: Operation) -> None:
+    """Let the users of `value` read `speq.positions`, in the shape and type that `value` has."""
+    builder = Builder(before)
     positions = PositionsOp(tokens)
-    insert_before(first, positions)
-    _substitute(argument, positions, first)
-
-
-def _substitute(value: SSAValue, positions: PositionsOp, before: Operation) -> None:
-    """Let the users of `value` read `positions` in the shape and type that `value` has."""
-    result = positions.result
-    result.name_hint = result.name_hint or "positions"
-    if shape(value) != shape(result):
-        views = reshape(result, shape(value))
-        insert_before(before, views)
-        result = views[-1].results[0]
-    if element_type(value) != element_type(result):
-        to = IntegerAttr(ONNX_TYPES[element_type(value)], i64)
-        target = tensor_type(element_type(value), shape(value))
-        cast = operator_class("onnx.Cast")([result], [target], {"to": to})
-        insert_before(before, cast)
-        result = cast.results[0]
-    value.replace_all_uses_with(result)
+    positions.result.name_hint = "positions"
+    builder.add(positions)
+    shaped = builder.reshape(positions.result, shape(value))
+    value.replace_all_uses_with(builder.cast(shaped, element_type(value)))
 
 
 def _computed(function: FuncOp, probes: dict[tuple[int, int], Probe]) -> Iterator[Operation]:
@@ -80,7 +54,7 @@ def _computed(function: FuncOp, probes: dict[tuple[int, int], Probe]) -> Iterato
         if not op.name.startswith("onnx.") or op.name in MOVERS or len(op.results) != 1:
             continue
         value = op.results[0]
-        if not isinstance(value.type, TensorType) or element_type(value) not in ONNX_TYPES:
+        if not isinstance(value.type, TensorType) or element_type(value) not in (i32, i64):
             continue
         if shape(value) in ROWS and _counts_on(value, probes):
             yield op
@@ -114,13 +88,13 @@ class RaisePositionsPass(ModulePass):
         arguments = step_arguments(op, function)
         tokens = tokens_argument(arguments)
         given = [argument.value for argument in arguments if argument.role is Role.POSITIONS]
+        first = function.body.block.first_op
+        assert first is not None
         for argument in given:
-            _raise_argument(function, argument, tokens)
+            _substitute(argument, tokens, first)
         erase_arguments(op, function, given)
         sampler = StepSampler(op, function)
         probes = {step: sampler.probe(*step) for step in STEPS}
         for computed in list(_computed(function, probes)):
-            positions = PositionsOp(tokens)
-            insert_before(computed, positions)
-            _substitute(computed.results[0], positions, computed)
+            _substitute(computed.results[0], tokens, computed)
         region_dce(op.body)

@@ -2,7 +2,7 @@
 
 Raised are forms whose rounding points are those of `speq.rms_norm`: mean and root in FP32, the
 product with 1/root in FP32. A graph that computes them in FP16, or divides by the root, rounds
-otherwise: it stays a chain of vector operations.
+otherwise: it stays a chain of vector operations, as does one that narrows its input's type.
 """
 
 from dataclasses import dataclass
@@ -20,8 +20,9 @@ from xdsl.pattern_rewriter import (
 )
 from xdsl.transforms.dead_code_elimination import region_dce
 
-from speqc.dialects.onnx import OnnxOp, operator_class
+from speqc.dialects.onnx import OnnxOp
 from speqc.dialects.speq import RMSNormOp
+from speqc.passes.building import Builder, replace_result
 from speqc.passes.matching import (
     constant_integers,
     constant_scalar,
@@ -29,7 +30,6 @@ from speqc.passes.matching import (
     only_user,
     other_operand,
     producer,
-    replace,
     shape,
     tensor,
 )
@@ -65,7 +65,7 @@ class _RaiseMean(RewritePattern):
             return
         widened = producer(wide, "Cast")
         input = widened.operands[0] if widened is not None else wide
-        _raise(rewriter, scaled, input, epsilon)
+        _raise(scaled, input, epsilon)
 
 
 class _RaiseOperator(RewritePattern):
@@ -80,16 +80,17 @@ class _RaiseOperator(RewritePattern):
             return
         # ONNX's operator rounds before it multiplies with the scale, ONNX Runtime's after.
         after = op.name == "onnx.SimplifiedLayerNormalization"
-        _raise(rewriter, _Scaled(op, scale, after), input, op.number("epsilon", 1e-5))
+        _raise(_Scaled(op, scale, after), input, op.number("epsilon", 1e-5))
 
 
-def _raise(rewriter: PatternRewriter, scaled: _Scaled, input: SSAValue, epsilon: float) -> None:
+def _raise(scaled: _Scaled, input: SSAValue, epsilon: float) -> None:
     """Put `speq.rms_norm` in the place of the last operation, if the scale is one per channel."""
     last, scale, scale_in_f32 = scaled
-    if shape(scale) == shape(input)[-1:]:
+    if shape(scale) == shape(input)[-1:] and input.type == last.results[0].type:
         result_type = tensor(last.results[0])
         norm = RMSNormOp(input, scale, epsilon, result_type, scale_in_f32=scale_in_f32)
-        replace(rewriter, last, norm)
+        Builder(last).add(norm)
+        replace_result(last, norm.result)
 
 
 def _is_over_last_axis(op: Operation) -> bool:
@@ -153,13 +154,10 @@ class _RaiseSkip(RewritePattern):
         first, second, scale = op.operands[:3]
         if any(result.uses for result in op.results[1:3]):
             return
-        total = operator_class("onnx.Add")([first, second], [first.type])
-        result, epsilon = op.results[0], op.number("epsilon", 1e-5)
-        norm = RMSNormOp(total.results[0], scale, epsilon, tensor(result), scale_in_f32=True)
-        for made in (total, norm):
-            made.location = op.location
-        results = [norm.result, None, None, total.results[0]][: len(op.results)]
-        rewriter.replace(op, [total, norm], results)
+        total = Builder(op).onnx("Add", [first, second], first.type)
+        if len(op.results) > 3:
+            op.results[3].replace_all_uses_with(total)
+        _raise(_Scaled(op, scale, True), total, op.number("epsilon", 1e-5))
 
 
 @dataclass(frozen=True)

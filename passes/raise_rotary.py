@@ -15,12 +15,22 @@ from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.ir import Operation, SSAValue
 from xdsl.passes import ModulePass
-from xdsl.pattern_rewriter import PatternRewriter, PatternRewriteWalker, RewritePattern
+from xdsl.pattern_rewriter import (
+    GreedyRewritePatternApplier,
+    PatternRewriter,
+    PatternRewriteWalker,
+    RewritePattern,
+)
 from xdsl.transforms.dead_code_elimination import region_dce
 
+from speqc.dialects.onnx import OnnxOp
 from speqc.dialects.speq import RotaryOp
-from speqc.passes.matching import element_type, producer, replace, reshape, shape
+from speqc.passes.building import Builder, replace_result
+from speqc.passes.heads import join_heads, rotary_table, split_heads
+from speqc.passes.matching import ANY, producer, shape
 from speqc.passes.probe import Probe, opset_of
+
+OPERATORS = ("onnx.RotaryEmbedding", "onnx.microsoft.RotaryEmbedding")
 
 SAMPLE_ROWS = 3
 """Number of tokens in the sample; anything but 1 tells rows from broadcast dimensions."""
@@ -46,8 +56,8 @@ class _RaiseSum(RewritePattern):
             return
         for terms in _readings(op):
             interleaved = _rotation(terms, self.opset)
-            if interleaved is not None:
-                _raise(rewriter, op, terms, interleaved=interleaved)
+            if interleaved is not None and terms.x.type == op.results[0].type:
+                _raise(op, terms, interleaved=interleaved)
                 return
 
 
@@ -92,22 +102,54 @@ def rotate(x: NDArray, *, interleaved: bool) -> NDArray:
     return pairs.reshape(x.shape)
 
 
-def _raise(rewriter: PatternRewriter, add: Operation, terms: _Terms, *, interleaved: bool) -> None:
-    if element_type(terms.x) != element_type(add.results[0]):
-        return
-    views = [_as_rows(table) for table in (terms.cos, terms.sin)]
-    tables = [
-        view[-1].results[0] if view else table
-        for view, table in zip(views, (terms.cos, terms.sin), strict=True)
-    ]
+def _raise(add: Operation, terms: _Terms, *, interleaved: bool) -> None:
+    builder = Builder(add)
+    tables = [_as_rows(builder, table) for table in (terms.cos, terms.sin)]
     rotary = RotaryOp(terms.x, *tables, interleaved=interleaved)
-    replace(rewriter, add, *views[0], *views[1], rotary)
+    builder.add(rotary)
+    replace_result(add, rotary.result)
 
 
-def _as_rows(table: SSAValue) -> list[Operation]:
-    """Operations that view a table as [1, 1, M, R]; none if it has that shape."""
-    sizes = shape(table)
-    return [] if len(sizes) == 4 else reshape(table, (1, 1, *sizes[-2:]))
+def _as_rows(builder: Builder, table: SSAValue) -> SSAValue:
+    """A table as [1, 1, M, R]."""
+    return builder.reshape(table, (1, 1, *shape(table)[-2:]))
+
+
+class _RaiseOperator(RewritePattern):
+    """Raise the operator that ONNX and ONNX Runtime have for it."""
+
+    def match_and_rewrite(self, op: Operation, rewriter: PatternRewriter) -> None:
+        if not isinstance(op, OnnxOp) or op.name not in OPERATORS:
+            return
+        builder, x = Builder(op), op.operands[0]
+        tables = _operator_tables(op, builder)
+        if tables is None:
+            return
+        joined = len(shape(x)) == 3
+        if joined:
+            width = shape(tables[0])[-1]
+            heads = op.integer("num_heads", 0) or shape(x)[-1] // width
+            x = split_heads(builder, x, heads)
+        rotary = RotaryOp(x, *tables, interleaved=op.integer("interleaved", 0) == 1)
+        builder.add(rotary)
+        result = rotary.result
+        replace_result(op, join_heads(builder, result) if joined else result)
+
+
+def _operator_tables(op: OnnxOp, builder: Builder) -> tuple[SSAValue, SSAValue] | None:
+    """The operator's cosines and sines for each row and channel."""
+    cos, sin, positions = (op.input(name) for name in ("cos_cache", "sin_cache", "position_ids"))
+    if cos is None or sin is None:
+        return None
+    if positions is not None:
+        if shape(positions) != (1, ANY):
+            return None
+        cos, sin = builder.gather(cos, positions), builder.gather(sin, positions)
+    interleaved = op.integer("interleaved", 0) == 1
+    return (
+        rotary_table(builder, cos, interleaved=interleaved),
+        rotary_table(builder, sin, interleaved=interleaved),
+    )
 
 
 @dataclass(frozen=True)
@@ -118,5 +160,7 @@ class RaiseRotaryPass(ModulePass):
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         """Raise every sum that rotates pairs of channels by a table of cosines and sines."""
-        PatternRewriteWalker(_RaiseSum(opset_of(op)), apply_recursively=False).rewrite_module(op)
+        patterns: list[RewritePattern] = [_RaiseSum(opset_of(op)), _RaiseOperator()]
+        applier = GreedyRewritePatternApplier(patterns, dce_enabled=False)
+        PatternRewriteWalker(applier, apply_recursively=False).rewrite_module(op)
         region_dce(op.body)

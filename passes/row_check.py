@@ -65,7 +65,9 @@ def check_rows(module: ModuleOp, function: FuncOp) -> None:
 def _sized_by_values(op: OnnxOp) -> Iterator[SSAValue]:
     """Results with a dynamic size that depends on what the operands hold, not on their sizes."""
     first = SIZED_BY.get(op.name)
-    if first is None or all(is_weight(operand) for operand in op.operands[first:]):
+    if first is None:
+        return
+    if first > 0 and all(is_weight(operand) for operand in op.operands[first:]):
         return
     for value in op.results:
         if isinstance(value.type, TensorType) and ANY in shape(value):

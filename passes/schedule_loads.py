@@ -23,8 +23,8 @@ from speqc.runtime.module_attributes import module_target
 class ScheduleLoadsPass(ModulePass):
     """Issue each load as early as the banks could take it, and stores where they stall no load.
 
-    The banks are a ring: a load is moved ahead of the consumers of all loads with which it fits
-    the banks together. The DRAM channel serves requests in order, so the store of new keys and
+    The banks are a ring: a load is moved ahead of the consumer whose end frees a bank for its first
+    block. The DRAM channel serves requests in order, so the store of new keys and
     values, which waits for a product, moves behind the next product: by then it is ready.
     """
 
@@ -62,12 +62,12 @@ def _hoist_loads(block: Block, banks: int) -> None:
     start = next(op for op in block.ops if not _is_load(op))
     oldest = 0
     in_flight = 0
-    for place, load in enumerate(loads):
-        in_flight += _banks(load, banks)
-        while in_flight > banks and oldest < place:
+    for load in loads:
+        while in_flight >= banks:
             in_flight -= _banks(loads[oldest], banks)
             oldest += 1
-        # All loads from `oldest` on fit the banks together once the one before has been consumed.
+        in_flight += _banks(load, banks)
+        # Once the load before `oldest` is consumed, a bank is free for this one's first block.
         anchor = consumers[oldest - 1] if oldest else start
         if places[anchor] < places[load]:
             load.detach()
@@ -80,7 +80,5 @@ def _consumer(load: Operation) -> Operation:
 
 
 def _banks(load: Operation, banks: int) -> int:
-    """Banks that a load wants at once: how far a cache has filled is only known at run time."""
-    if isinstance(load, LoadWeightOp):
-        return min(load.blocks, banks)
-    return banks if isinstance(load, LoadCacheOp) else 1
+    """Banks that a load fills; one for a cache, whose length is only known at run time."""
+    return min(load.blocks, banks) if isinstance(load, LoadWeightOp) else 1

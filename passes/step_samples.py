@@ -174,7 +174,7 @@ class StepSampler:
         """A probe of the function on `rows` tokens behind `past` positions.
 
         The mask admits every position (a batch of one has no padding), positions count on from the
-        past, of tokens and caches the shape is known.
+        past, of everything else the shape is known.
         """
         samples: dict[SSAValue, Sample] = {}
         positions = np.arange(past, past + rows, dtype=np.int64)[None]
@@ -187,7 +187,7 @@ class StepSampler:
                 samples[argument.value] = np.ones(sizes, dtype)
             elif argument.role is Role.POSITIONS:
                 samples[argument.value] = np.broadcast_to(positions, sizes).astype(dtype)
-            elif argument.role in (Role.TOKENS, Role.CACHE):
+            else:
                 samples[argument.value] = Shaped(sizes)
         for op in self.function.body.block.ops:
             if isinstance(op, PositionsOp):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from xdsl.context import Context
-from xdsl.dialects.builtin import ModuleOp
+from xdsl.dialects.builtin import DYNAMIC_INDEX, ModuleOp, TensorType
 from xdsl.dialects.func import FuncOp, ReturnOp
 from xdsl.ir import Operation
 from xdsl.passes import ModulePass
@@ -29,9 +29,10 @@ OWN_KERNELS = ("rms_norm", "rotary")
 class VerifyPePass(ModulePass):
     """Check a module before it is written, and after it is read.
 
-    Every operation belongs to the machine; symbols resolve; each stream has one consumer and
-    streams are consumed in the order of their loads; blocks fit the banks; the array is in the
-    mode that its operand needs; each cache is appended to once, after it is read.
+    Every operation belongs to the machine; symbols resolve; shapes are those of the declarations;
+    each stream has one consumer and streams are consumed in the order of their loads; blocks fit
+    the banks; the array is in the mode that its operand needs; each cache is appended to once,
+    after it is read.
     """
 
     name = "verify-pe"
@@ -41,7 +42,7 @@ class VerifyPePass(ModulePass):
         module_context(op)
         target = module_target(op)
         weights = {w.sym_name.data: w for w in op.ops if isinstance(w, speq.WeightOp)}
-        caches = {c.sym_name.data for c in op.ops if isinstance(c, speq.CacheOp)}
+        caches = {c.sym_name.data: c for c in op.ops if isinstance(c, speq.CacheOp)}
         functions = {f.sym_name.data: f for f in op.ops if isinstance(f, FuncOp)}
         for function in functions.values():
             _StepRules(function, weights, caches, target).check()
@@ -55,7 +56,7 @@ class _StepRules:
         self,
         function: FuncOp,
         weights: dict[str, speq.WeightOp],
-        caches: set[str],
+        caches: dict[str, speq.CacheOp],
         target: Target,
     ):
         self.function = function
@@ -71,7 +72,7 @@ class _StepRules:
         for op in self.function.body.block.ops:
             self._check(op)
             self._consume(op)
-        missing = self.caches - self.appended
+        missing = self.caches.keys() - self.appended
         if missing:
             raise self._error(None, f"cache @{min(missing)} is never appended to")
 
@@ -86,13 +87,13 @@ class _StepRules:
             case pe.LoadWeightOp():
                 self._check_load(op)
             case pe.GatherOp():
-                self._weight(op, op.weight.string_value())
+                self._check_gather(op)
             case pe.GemmOp():
                 self._check_gemm(op)
             case pe.VectorOp():
                 self._check_kernel(op)
             case pe.LoadCacheOp():
-                self._cache(op, op.cache.string_value())
+                self._check_cache_load(op)
             case pe.AttentionOp():
                 self._check_attention(op)
             case pe.AppendOp():
@@ -107,10 +108,19 @@ class _StepRules:
             raise self._error(op, f"no weight @{name} is declared")
         return self.weights[name]
 
-    def _cache(self, op: Operation, name: str) -> str:
+    def _cache(self, op: Operation, name: str) -> speq.CacheOp:
         if name not in self.caches:
             raise self._error(op, f"no cache @{name} is declared")
-        return name
+        return self.caches[name]
+
+    def _check_gather(self, op: pe.GatherOp) -> None:
+        weight = self._weight(op, op.weight.string_value())
+        assert isinstance(op.result.type, TensorType)
+        width = op.result.type.get_shape()[-1]
+        if width != weight.shape[0]:
+            raise self._error(
+                op, f"gives {width} values a token, columns of the weight have {weight.shape[0]}"
+            )
 
     def _check_load(self, op: pe.LoadWeightOp) -> None:
         weight = self._weight(op, op.weight.string_value())
@@ -148,8 +158,26 @@ class _StepRules:
         if kernel not in VECTOR_OPS and kernel not in OWN_KERNELS:
             raise self._error(op, f'the vector unit has no kernel "{kernel}"')
 
+    def _check_cache_load(self, op: pe.LoadCacheOp) -> None:
+        cache = self._cache(op, op.cache.string_value())
+        keys = op.half.data == pe.CacheHalf.KEYS
+        width = cache.key_dim if keys else cache.value_dim
+        sizes = [cache.heads.value.data, DYNAMIC_INDEX, width.value.data]
+        expected = pe.StreamType(TensorType(cache.element_type, sizes))
+        if op.stream.type != expected:
+            raise self._error(op, f"streams {op.stream.type}, the cache holds {expected}")
+
+    def _check_rows(self, op: pe.AttentionOp | pe.AppendOp) -> None:
+        cache = self._cache(op, op.cache.string_value())
+        for value, width in ((op.key, cache.key_dim), (op.value, cache.value_dim)):
+            sizes = [1, cache.heads.value.data, DYNAMIC_INDEX, width.value.data]
+            expected = TensorType(cache.element_type, sizes)
+            if value.type != expected:
+                raise self._error(op, f"takes {value.type}, rows of the cache are {expected}")
+
     def _check_attention(self, op: pe.AttentionOp) -> None:
-        name = self._cache(op, op.cache.string_value())
+        name = op.cache.string_value()
+        self._check_rows(op)
         if op.unit.data == pe.Unit.ARRAY and self.mode != View.FULL:
             raise self._error(op, f"runs on the array in mode {self.mode}, needs mode full")
         if name in self.appended:
@@ -168,7 +196,8 @@ class _StepRules:
                 raise self._error(op, f"its cached {half} must be streamed from @{name}")
 
     def _check_append(self, op: pe.AppendOp) -> None:
-        name = self._cache(op, op.cache.string_value())
+        name = op.cache.string_value()
+        self._check_rows(op)
         if name in self.appended:
             raise self._error(op, f"cache @{name} is appended to twice")
         self.appended.add(name)

@@ -34,7 +34,7 @@ from speqc.dialects.speq import (
     ViewType,
     WeightOp,
 )
-from speqc.passes.matching import fail, step_functions
+from speqc.passes.matching import fail, shape, step_functions
 from speqc.passes.probe import operator
 from speqc.passes.row_check import check_rows
 from speqc.runtime.errors import SpeqcError
@@ -115,14 +115,15 @@ def _check_known(op: Operation) -> None:
 def _check_weights(op: Operation, declared: _Declared) -> None:
     if isinstance(op, ViewOp):
         assert isinstance(op.result.type, ViewType)
-        weight, shape = declared.weight(op), op.result.type.shape
-        if weight.shape != shape:
-            raise fail(op, f"a view of {list(shape)}, but the weight is {list(weight.shape)}")
+        weight, sizes = declared.weight(op), op.result.type.shape
+        if weight.shape != sizes:
+            raise fail(op, f"a view of {list(sizes)}, but the weight is {list(weight.shape)}")
     elif isinstance(op, EmbeddingOp):
         weight = declared.weight(op)
-        assert isinstance(op.result.type, TensorType)
-        if op.result.type.get_shape()[-1] != weight.shape[0]:
-            raise fail(op, f"result has {op.result.type}, but the weight is {list(weight.shape)}")
+        if (channels := shape(op.result)[-1]) != weight.shape[0]:
+            raise fail(
+                op, f"result has {channels} channels, but the weight is {list(weight.shape)}"
+            )
 
 
 def _check_caches(function: FuncOp, declared: _Declared) -> None:

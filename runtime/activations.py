@@ -2,6 +2,7 @@
 
 from xdsl.dialects.builtin import DYNAMIC_INDEX, IntegerAttr, TensorType
 from xdsl.ir import Operation, SSAValue
+from xdsl.irdl import IRDLOperation
 
 from speqc.dialects.pe import VectorOp
 from speqc.runtime.ir_values import numpy_dtype
@@ -28,22 +29,49 @@ def row_bytes(type: TensorType) -> int:
     return elements(type, 1) * numpy_dtype(type.element_type).itemsize
 
 
-def shares_buffer(op: VectorOp) -> bool:
+def shares_buffer(op: Operation) -> bool:
     """Whether an operation only renames dimensions, so that its result is its operand."""
-    kernel = op.kernel.data
-    return kernel in VECTOR_OPS and VECTOR_OPS[kernel].lane_ops == 0
+    if not isinstance(op, VectorOp) or op.kernel.data not in VECTOR_OPS:
+        return False
+    if VECTOR_OPS[op.kernel.data].lane_ops or not op.inputs:
+        return False
+    operand, result = op.inputs[0].type, op.results_[0].type
+    return (
+        isinstance(operand, TensorType)
+        and isinstance(result, TensorType)
+        and (operand.element_type, row_bytes(operand)) == (result.element_type, row_bytes(result))
+    )
+
+
+def sram_place(value: SSAValue) -> tuple[int, int] | None:
+    """First byte of a value's place and the first behind it, for one row of M; None: it has none.
+
+    Results of one operation stand one after another.
+    """
+    owner = value.owner
+    if not isinstance(owner, Operation):
+        return None
+    offset = owner.properties.get(OFFSET)
+    if not isinstance(offset, IntegerAttr):
+        return None
+    start = offset.value.data
+    for result in owner.results:
+        assert isinstance(result.type, TensorType)
+        end = start + row_bytes(result.type)
+        if result is value:
+            return start, end
+        start = end
+    return None
 
 
 def dram_bytes(value: SSAValue, rows: int, target: Target) -> int:
     """Bytes that an activation takes in DRAM in a step over `rows` rows: 0 where it is on chip."""
     owner = value.owner
-    if not isinstance(owner, Operation) or not isinstance(value.type, TensorType):
+    if not isinstance(owner, IRDLOperation) or not isinstance(value.type, TensorType):
         return 0
     if OFFSET not in type(owner).get_irdl_definition().properties:
         return 0
-    size = row_bytes(value.type) * rows
-    offset = owner.properties.get(OFFSET)
-    if isinstance(offset, IntegerAttr):
-        end = offset.value.data * rows + size
-        return 0 if end <= target.activation_sram_bytes else size
-    return size
+    place = sram_place(value)
+    if place is not None and place[1] * rows <= target.activation_sram_bytes:
+        return 0
+    return elements(value.type, rows) * numpy_dtype(value.type.element_type).itemsize

@@ -20,7 +20,7 @@ from numba import njit
 from numpy.typing import DTypeLike, NDArray
 
 from speqc.runtime.elementary import tanh64
-from speqc.runtime.fp16 import element_of, raw, rounded, single_of
+from speqc.runtime.fp16 import as_bytes, is_half, number_at, panel_view, rounded, set_number
 from speqc.runtime.matmul import BLOCK, TILE_ROWS, accumulate, claim, clear, finish, share, wait
 from speqc.runtime.norms import softmax_in_place
 
@@ -92,7 +92,7 @@ class KVCache:
         if keys.dtype != self.dtype or values.dtype != self.dtype:
             raise ValueError(f"a {self.dtype} cache takes no {keys.dtype} and {values.dtype}")
         self._reserve(self.length + count)
-        _append(raw(keys), raw(values), self.keys, self.values, self.length)
+        _append(panel_view(keys), panel_view(values), self.keys, self.values, self.length)
         self.length += count
 
     def truncate(self, length: int) -> None:
@@ -219,25 +219,29 @@ def _score(
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _attend(
-    queries: Any,
+    queries: NDArray[np.uint8],
     keys: Any,
     values: Any,
+    out: NDArray[np.uint8],
     heads: int,
+    group: int,
+    count: int,
     past: int,
     window: int,
+    value_width: int,
     scale: Any,
     cap: Any,
-    is_half: tuple[bool, bool, bool],
-    out: Any,
+    halves: tuple[bool, ...],
     progress: NDArray[np.int64],
 ) -> None:
-    """Fill out[H, M, DV]; `heads` is KV, `is_half` is for scores, softmax and probabilities.
+    """Fill out[H, M, DV] for queries[H, M, D], both as bytes.
 
-    The M * G rows of the G query heads that share a KV head are cut into tiles: pieces of work.
+    `heads` is KV, `group` H / KV, `count` M and `value_width` DV; `halves` says what is FP16:
+    queries, scores, softmax, probabilities, result. The group * count rows that share a KV head
+    are cut into tiles: these are the pieces of work.
     """
-    count, width = queries.shape[1], queries.shape[2]
+    width = keys.shape[1]
     blocks, stored = values.shape[0] // heads, values.shape[1]
-    group = queries.shape[0] // heads
     tiles = (count * group + TILE_ROWS - 1) // TILE_ROWS
     tile_queries = np.empty((TILE_ROWS, width), np.float32)
     scores = np.empty((TILE_ROWS, stored), np.float32)
@@ -256,21 +260,22 @@ def _attend(
             high[r] = past + m + 1
             low[r] = max(0, high[r] - window)
             for d in range(width):
-                tile_queries[r, d] = single_of(queries[head * group + member, m, d])
+                place = ((head * group + member) * count + m) * width + d
+                tile_queries[r, d] = number_at(queries, place, halves[0])
         _score(rows, tile_queries, keys, head * (stored // BLOCK), low, high, scores)
         for r in range(rows):
             row = scores[r, low[r] : high[r]]
-            _adjust(row, scale, cap, is_half[0], is_half[1])
-            softmax_in_place(row, is_half[1] or is_half[2])
+            _adjust(row, scale, cap, halves[1], halves[2])
+            softmax_in_place(row, halves[2] or halves[3])
         for block in range(blocks):
             place = (head * blocks + block) * stored * BLOCK
             _weigh(rows, scores, values, place, low, high, sums)
-            columns = min(BLOCK, out.shape[2] - block * BLOCK)
+            columns = min(BLOCK, value_width - block * BLOCK)
             for r in range(rows):
                 m, member = (first + r) // group, (first + r) % group
+                place = ((head * group + member) * count + m) * value_width + block * BLOCK
                 for c in range(columns):
-                    element = element_of(out, sums[r, c])
-                    out[head * group + member, m, block * BLOCK + c] = element
+                    set_number(out, place + c, sums[r, c], halves[4])
         finish(progress)
     wait(progress, heads * tiles)
 
@@ -292,21 +297,28 @@ def attention(q: FloatArray, cache: KVCache, past: int, spec: AttentionSpec) -> 
         raise ValueError(f"queries {q.shape} do not fit a cache with {cache.keys.shape}")
     if past + count > cache.length:
         raise ValueError(f"cache holds {cache.length} positions, not {past + count}")
-    halves = [dtype == np.float16 for dtype in (spec.score_dtype, spec.softmax_dtype)]
     out = np.empty((heads, count, cache.value_dim), spec.out_dtype)
+    inner = [
+        np.dtype(dtype) == np.float16
+        for dtype in (spec.score_dtype, spec.softmax_dtype, spec.prob_dtype)
+    ]
+    group = heads // cache.kv_heads
     arguments = (
-        raw(q),
+        as_bytes(q),
         cache.keys.reshape(-1, width, BLOCK),
         cache.values.reshape(-1, cache.values.shape[2], BLOCK),
+        as_bytes(out),
         cache.kv_heads,
+        group,
+        count,
         past,
         past + count if spec.window is None else spec.window,
+        cache.value_dim,
         np.float32(1.0 if spec.score_scale is None else spec.score_scale),
         None if spec.softcap is None else np.float32(spec.softcap),
-        (*halves, spec.prob_dtype == np.float16),
-        raw(out),
+        (is_half(q), *inner, is_half(out)),
     )
-    pieces = cache.kv_heads * -(-count * (heads // cache.kv_heads) // TILE_ROWS)
+    pieces = cache.kv_heads * -(-count * group // TILE_ROWS)
     products = heads * count * (past + count) * (width + cache.value_dim)
     share(_attend, arguments, pieces, products)
     return out

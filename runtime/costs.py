@@ -182,40 +182,66 @@ def gemm(
 
 
 def attention_scores_on_vector(
-    heads: int, kv_heads: int, head_dim: int, past: int, m: int, target: Target
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    past: int,
+    m: int,
+    target: Target,
+    value_bytes: int = VALUE_BYTES,
 ) -> StreamCost:
     """Cost of ``q K^T`` on the vector unit: ``m`` rows of ``heads`` queries over ``past + m`` keys.
 
     The keys of ``past`` positions stream from the cache in DRAM; the ``m`` new ones are on chip.
     ``heads`` is a multiple of ``kv_heads``; causally masked positions are computed like
-    others. One multiply-add per lane and cycle.
+    others. One multiply-add per lane and cycle. A number in the cache takes ``value_bytes``.
     """
     work = vector_cycles(heads * m * (past + m) * head_dim, 1, target)
-    return _cache_stream("vector", kv_heads * head_dim, past, work, target)
+    return _cache_stream("vector", kv_heads * head_dim * value_bytes, past, work, target)
 
 
 def attention_values_on_vector(
-    heads: int, kv_heads: int, head_dim: int, past: int, m: int, target: Target
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    past: int,
+    m: int,
+    target: Target,
+    value_bytes: int = VALUE_BYTES,
 ) -> StreamCost:
     """Cost of ``p V`` on the vector unit; as many multiply-adds and bytes as for the scores."""
-    return attention_scores_on_vector(heads, kv_heads, head_dim, past, m, target)
+    return attention_scores_on_vector(heads, kv_heads, head_dim, past, m, target, value_bytes)
 
 
 def attention_scores_on_array(
-    heads: int, kv_heads: int, head_dim: int, past: int, m: int, target: Target
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    past: int,
+    m: int,
+    target: Target,
+    value_bytes: int = VALUE_BYTES,
 ) -> StreamCost:
     """Cost of ``q K^T`` on the array in full mode, the keys of one cache head in place of weights.
 
     A head's K^T is ``head_dim x (past + m)``; the queries that share it are rows of activations.
     """
-    return _attention_on_array(heads, kv_heads, head_dim, past, m, target, head_dim, past + m)
+    work = _attention_on_array(heads, kv_heads, m, target, head_dim, past + m)
+    return _cache_stream("array", kv_heads * head_dim * value_bytes, past, work, target)
 
 
 def attention_values_on_array(
-    heads: int, kv_heads: int, head_dim: int, past: int, m: int, target: Target
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    past: int,
+    m: int,
+    target: Target,
+    value_bytes: int = VALUE_BYTES,
 ) -> StreamCost:
     """Cost of ``p V`` on the array in full mode: a head's V is ``(past + m) x head_dim``."""
-    return _attention_on_array(heads, kv_heads, head_dim, past, m, target, past + m, head_dim)
+    work = _attention_on_array(heads, kv_heads, m, target, past + m, head_dim)
+    return _cache_stream("array", kv_heads * head_dim * value_bytes, past, work, target)
 
 
 def embedding_bytes(hidden: int, m: int, target: Target) -> int:
@@ -239,25 +265,26 @@ def tied_embedding_bytes(
     return m * (_ceil(hidden, rows) * (draft + rest) + scales * _touched_bytes(VALUE_BYTES, target))
 
 
-def cache_append_bytes(kv_heads: int, head_dim: int, m: int, target: Target) -> int:
+def cache_append_bytes(
+    kv_heads: int, head_dim: int, m: int, target: Target, value_bytes: int = VALUE_BYTES
+) -> int:
     """Return the DRAM traffic, in whole bursts, of appending ``m`` positions to one cache (K or V).
 
     A cache is ``kv_heads x positions x head_dim``: one piece per head.
     """
-    return kv_heads * _touched_bytes(m * head_dim * VALUE_BYTES, target, head_dim * VALUE_BYTES)
+    row = head_dim * value_bytes
+    return kv_heads * _touched_bytes(m * row, target, row)
 
 
-def _attention_on_array(
-    heads: int, kv_heads: int, head_dim: int, past: int, m: int, target: Target, k: int, n: int
-) -> StreamCost:
+def _attention_on_array(heads: int, kv_heads: int, m: int, target: Target, k: int, n: int) -> int:
+    """Cycles of ``kv_heads`` products with a ``k x n`` matrix each, all query heads together."""
     tiles = kv_heads * _ceil(k, target.array_rows) * _ceil(n, target.array_columns)
-    work = tiles * max(target.array_rows, m * heads // kv_heads)
-    return _cache_stream("array", kv_heads * head_dim, past, work, target)
+    return tiles * max(target.array_rows, m * heads // kv_heads)
 
 
-def _cache_stream(unit: Unit, width: int, past: int, work: int, target: Target) -> StreamCost:
-    """Spread ``work`` evenly over ``past`` positions of one cache, ``width`` values each."""
-    stream_bytes = width * past * VALUE_BYTES
+def _cache_stream(unit: Unit, row_bytes: int, past: int, work: int, target: Target) -> StreamCost:
+    """Spread ``work`` evenly over ``past`` positions of one cache, ``row_bytes`` each."""
+    stream_bytes = row_bytes * past
     bank = target.weight_bank_bytes
     blocks = _ceil(stream_bytes, bank)
     return _stream(unit, blocks, (bank, stream_bytes), stream_bytes, work, target)

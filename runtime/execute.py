@@ -143,7 +143,7 @@ class _Binder:
                 self.mode = op.mode.data
                 return _nothing
             case pe.PositionsOp():
-                return self._positions
+                return partial(self._positions, _result_dtype(op.result))
             case pe.ImmediateOp():
                 return partial(_known, (dense_array(op.value),))
             case pe.LoadConstantOp():
@@ -175,9 +175,9 @@ class _Binder:
             raise SpeqcError(f"the program declares no cache @{name}")
         return self.caches[name]
 
-    def _positions(self, tokens: NDArray) -> Sequence[NDArray]:
+    def _positions(self, dtype: np.dtype, tokens: NDArray) -> Sequence[NDArray]:
         first = self.frame.past
-        return (np.arange(first, first + tokens.shape[1])[None],)
+        return (np.arange(first, first + tokens.shape[1], dtype=dtype)[None],)
 
     def _gemm(self, op: pe.GemmOp) -> Kernel:
         assert isinstance(op.weight.type, pe.StreamType)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
@@ -27,6 +28,11 @@ _BITS_OF_TWO_TO_112 = 0x77800000
 _LEAST_NORMAL_HALF = 0x38800000
 _PAST_LARGEST_HALF = 0x47800000
 _SINGLE_INFINITY = 0x7F800000
+
+
+def inline_llvm(typing: Any) -> Any:
+    """Return numba's `intrinsic` of `typing`, without the typing context in its signature."""
+    return intrinsic(typing)
 
 
 def _like(value: Any, element: ir.Type) -> ir.Type:
@@ -114,7 +120,7 @@ def inlined(source: Any, target: Any, emit: Any) -> Any:
 
         return target(source), codegen
 
-    return intrinsic(typing)
+    return inline_llvm(typing)
 
 
 def _reading_bits_as(target: Any) -> Any:
@@ -137,31 +143,56 @@ double_of_bits = inlined(types.int64, types.float64, _reading_bits_as(types.floa
 
 
 @njit(inline="always")
-def rounded(value: Any, is_half: bool) -> Any:
-    """Return an FP32 number, rounded to what FP16 holds if `is_half`."""
-    return half_to_single(single_to_half(value)) if is_half else value
+def rounded(value: Any, half: bool) -> Any:
+    """Return an FP32 number, rounded to what FP16 holds if `half`."""
+    return half_to_single(single_to_half(value)) if half else value
 
 
-@intrinsic
-def single_of(_context: Any, element: Any) -> Any:
-    """Return an array's element as FP32: FP16 bits (uint16) are extended, float32 is kept."""
-
-    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        is_half = element == types.uint16
-        return emit_extend(context, builder, arguments[0]) if is_half else arguments[0]
-
-    return types.float32(element), codegen
+def _emit_place(builder: Any, buffer: Any, index: Any, kind: Any) -> Any:
+    """Emit the pointer to element `index`, of LLVM type `kind`, of an array of bytes."""
+    return builder.gep(builder.bitcast(buffer, kind.as_pointer()), [index])
 
 
-@intrinsic
-def element_of(_context: Any, array: Any, value: Any) -> Any:
-    """Return an FP32 `value` as an element of `array`: rounded to FP16 bits if that is uint16."""
+@inline_llvm
+def number_at(_context: Any, buffer: Any, _index: Any, _half: Any) -> Any:
+    """Return number `index` of a byte array as FP32; the array holds FP16 if `half`, else FP32.
+
+    With the dtype known only as it runs, one compiled kernel serves both.
+    """
 
     def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-        is_half = array.dtype == types.uint16
-        return emit_truncate(context, builder, arguments[1]) if is_half else arguments[1]
+        data = cgutils.create_struct_proxy(buffer)(context, builder, arguments[0]).data
+        with builder.if_else(arguments[2]) as (then, otherwise):
+            with then:
+                bits = builder.load(_emit_place(builder, data, arguments[1], _I16), align=2)
+                extended, after_half = emit_extend(context, builder, bits), builder.block
+            with otherwise:
+                single = builder.load(_emit_place(builder, data, arguments[1], _FLOAT), align=4)
+                after_single = builder.block
+        number = builder.phi(_FLOAT)
+        number.add_incoming(extended, after_half)
+        number.add_incoming(single, after_single)
+        return number
 
-    return array.dtype(array, types.float32), codegen
+    return types.float32(buffer, types.int64, types.boolean), codegen
+
+
+@inline_llvm
+def set_number(_context: Any, buffer: Any, _index: Any, _value: Any, _half: Any) -> Any:
+    """Put an FP32 `value` into place `index` of a byte array, rounded to FP16 if `half`."""
+
+    def codegen(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        data = cgutils.create_struct_proxy(buffer)(context, builder, arguments[0]).data
+        with builder.if_else(arguments[3]) as (then, otherwise):
+            with then:
+                bits = emit_truncate(context, builder, arguments[2])
+                builder.store(bits, _emit_place(builder, data, arguments[1], _I16), align=2)
+            with otherwise:
+                place = _emit_place(builder, data, arguments[1], _FLOAT)
+                builder.store(arguments[2], place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(buffer, types.int64, types.float32, types.boolean), codegen
 
 
 @njit(cache=True, nogil=True)
@@ -176,17 +207,27 @@ def _truncate_array(values: NDArray[np.float32], out: NDArray[np.uint16]) -> Non
         out[i] = single_to_half(values[i])
 
 
-def raw(x: NDArray[np.floating[Any]]) -> NDArray[Any]:
-    """Return an array as kernels take it, contiguous: FP16 as its bits (uint16), FP32 as it is.
-
-    It is a view of `x` if that is contiguous. Raises TypeError for another dtype.
-    """
-    contiguous = x if x.flags.c_contiguous else x.copy()
+def is_half(x: NDArray[np.floating[Any]]) -> bool:
+    """Say whether an array is FP16; raises TypeError if it is neither that nor FP32."""
     if x.dtype == _HALF_DTYPE:
-        return contiguous.view(np.uint16)
+        return True
     if x.dtype == _SINGLE_DTYPE:
-        return contiguous
+        return False
     raise TypeError(f"expected float16 or float32, not {x.dtype}")
+
+
+def as_bytes(x: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    """Return an array's numbers as bytes in a row, as `number_at` takes them.
+
+    It is a view of `x` if that is contiguous.
+    """
+    return x.reshape(-1).view(np.uint8)
+
+
+def panel_view(x: NDArray[np.floating[Any]]) -> NDArray[np.uint16] | NDArray[np.float32]:
+    """Return a contiguous view or copy of an array: FP16 as its bits (uint16), FP32 as it is."""
+    contiguous = x if x.flags.c_contiguous else x.copy()
+    return contiguous.view(np.uint16) if is_half(x) else contiguous
 
 
 def to_single(x: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
@@ -194,11 +235,10 @@ def to_single(x: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
 
     Raises TypeError for another dtype.
     """
-    elements = raw(x)
-    if x.dtype == _SINGLE_DTYPE:
-        return elements
+    if not is_half(x):
+        return x if x.flags.c_contiguous else x.copy()
     out = np.empty(x.shape, np.float32)
-    _extend_array(elements.reshape(-1), out.reshape(-1))
+    _extend_array(x.reshape(-1).view(np.uint16), out.reshape(-1))
     return out
 
 
@@ -208,11 +248,10 @@ def to_half(x: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
     What is too large becomes infinite, without a warning. Returns `x` itself where it is FP16 and
     contiguous already; raises TypeError for another dtype.
     """
-    elements = raw(x)
-    if x.dtype == _HALF_DTYPE:
-        return elements.view(np.float16)
+    if is_half(x):
+        return x if x.flags.c_contiguous else x.copy()
     out = np.empty(x.shape, np.float16)
-    _truncate_array(elements.reshape(-1), out.reshape(-1).view(np.uint16))
+    _truncate_array(x.reshape(-1), out.reshape(-1).view(np.uint16))
     return out
 
 

@@ -58,7 +58,7 @@ def python_value(attribute: Attribute) -> object:
         case UnitAttr():
             return True
         case DenseArrayBase():
-            return list(attribute.get_values())
+            return list(attribute.elt_type.unpack(attribute.data.data, len(attribute)))
         case ArrayAttr():
             return [python_value(item) for item in attribute]
         case DenseIntOrFPElementsAttr():

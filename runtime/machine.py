@@ -1,5 +1,6 @@
 """The machine: holds caches and weights, and executes step functions of a `pe` program op by op."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,10 +38,11 @@ class Machine:
                 self.weights[op.sym_name.data] = Weight(op, file)
             elif isinstance(op, CacheOp):
                 self.caches[op.sym_name.data] = _cache(op, self.context)
+        constant = functools.cache(file.read)
         for op in program.ops:
             if isinstance(op, FuncOp):
                 self._steps[op.sym_name.data] = Step(
-                    op, self.weights, self.caches, file.read, module_opset(program)
+                    op, self.weights, self.caches, constant, module_opset(program)
                 )
         if "full" not in self._steps:
             raise SpeqcError("the program has no step function @full")
@@ -51,11 +53,16 @@ class Machine:
     ) -> NDArray:
         """Run `tokens` through a step function, `chunk` at a time: logits [M, vocabulary].
 
-        Raises SpeqcError where the program has no such function or the context is full.
+        Raises SpeqcError where the program has no such function or the context is full, ValueError
+        where there is no token or no positive chunk.
         """
         step = self._steps.get(function)
         if step is None:
             raise SpeqcError(f"the program has no step function @{function}")
+        if not len(tokens) or (chunk is not None and chunk < 1):
+            raise ValueError(
+                f"a call needs tokens and a positive chunk, not {len(tokens)}, {chunk}"
+            )
         if self.length + len(tokens) > self.context:
             raise SpeqcError(
                 f"{self.length} positions are used and {len(tokens)} more do not fit the context "
@@ -73,7 +80,7 @@ class Machine:
         return logits
 
     def truncate(self, length: int) -> None:
-        """Forget all positions from `length` on."""
+        """Forget all positions from `length` on; raises ValueError where there are fewer."""
         for cache in self.caches.values():
             cache.truncate(length)
         self.length = length

@@ -13,20 +13,29 @@ stay in registers; blocks of columns are shared out to threads.
 import functools
 import queue
 import threading
-from typing import Any
+from typing import Any, cast
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.core import cgutils, config
 from numpy.typing import DTypeLike, NDArray
 
-from speqc.runtime.fp16 import element_of, emit_extend, half_to_single, raw, single_of
+from speqc.runtime.fp16 import (
+    as_bytes,
+    emit_extend,
+    half_to_single,
+    inline_llvm,
+    is_half,
+    number_at,
+    panel_view,
+    set_number,
+)
 
 FloatArray = NDArray[np.floating[Any]]
 Panels = NDArray[np.uint16] | NDArray[np.float32]
+
+Index = int | np.int64
 
 BLOCK = 64
 """Columns of a panel."""
@@ -34,7 +43,7 @@ BLOCK = 64
 TILE_ROWS = 4
 """Rows of the largest tile."""
 
-_PARALLEL_WORK = 300_000
+_PARALLEL_WORK = 500_000
 """Products below which waking another thread costs more than it saves."""
 
 _TILE_COLUMNS = {1: 64, 2: 32, 3: 16, 4: 16}
@@ -134,7 +143,7 @@ def _tile(rows: int, columns: int) -> Any:
 
         return signature, codegen
 
-    return intrinsic(typing)
+    return inline_llvm(typing)
 
 
 _tile_1 = _tile(1, _TILE_COLUMNS[1])
@@ -143,7 +152,7 @@ _tile_3 = _tile(3, _TILE_COLUMNS[3])
 _tile_4 = _tile(4, _TILE_COLUMNS[4])
 
 
-@intrinsic
+@inline_llvm
 def _add_atomically(_context: Any, counters: Any, place: Any, amount: Any) -> Any:
     """Add `amount` to counters[place], as one step to all threads; return the number before."""
 
@@ -182,7 +191,7 @@ class _Workers:
     """
 
     def __init__(self) -> None:
-        self.count = int(numba.config.NUMBA_NUM_THREADS) - 1
+        self.count = int(cast(Any, config).NUMBA_NUM_THREADS) - 1
         self._started = 0
         self._calls: queue.SimpleQueue[tuple[Any, tuple[Any, ...]]] = queue.SimpleQueue()
 
@@ -235,12 +244,12 @@ def clear(sums: NDArray[np.float32]) -> None:
 def accumulate(
     rows: int,
     x: NDArray[np.float32],
-    x_offset: int,
+    x_offset: Index,
     w: Panels,
-    w_offset: int,
-    depth: int,
+    w_offset: Index,
+    depth: Index,
     sums: NDArray[np.float32],
-    sums_offset: int,
+    sums_offset: Index,
 ) -> None:
     """Add x[rows, depth] @ w[depth, 64] to the accumulators sums[rows, 64], in ascending k.
 
@@ -264,42 +273,50 @@ def accumulate(
 
 @njit(cache=True, nogil=True)
 def _multiply(
-    raw_x: Any,
+    x_bytes: NDArray[np.uint8],
+    x_half: bool,
+    rows: int,
     panels: Panels,
     scales: NDArray[np.uint16],
     group_size: int,
-    out: Any,
+    out: NDArray[np.uint8],
+    out_half: bool,
+    n: int,
     progress: NDArray[np.int64],
 ) -> None:
-    """Fill `out` with the product of `x` and group-scaled panels, a block of columns at a time."""
-    x = np.empty(raw_x.shape, np.float32)
-    for row in range(x.shape[0]):
-        for k in range(x.shape[1]):
-            x[row, k] = single_of(raw_x[row, k])
-    depth = x.shape[1]
+    """Fill out [M, n] with x [M, K] @ group-scaled panels, a block of columns at a time.
+
+    `x` and `out` are FP16 or FP32 numbers as bytes; `rows` is M.
+    """
+    depth = panels.shape[1]
+    x = np.empty((rows, depth), np.float32)
+    for row in range(rows):
+        for k in range(depth):
+            x[row, k] = number_at(x_bytes, row * depth + k, x_half)
     sums = np.empty((TILE_ROWS, BLOCK), np.float32)
     totals = np.empty((TILE_ROWS, BLOCK), np.float32)
     while True:
         block = claim(progress)
         if block >= panels.shape[0]:
             break
-        columns = min(BLOCK, out.shape[1] - block * BLOCK)
-        for row in range(0, x.shape[0], TILE_ROWS):
-            rows = min(TILE_ROWS, x.shape[0] - row)
+        columns = min(BLOCK, n - block * BLOCK)
+        for row in range(0, rows, TILE_ROWS):
+            taken = min(TILE_ROWS, rows - row)
             clear(totals)
             for group in range(scales.shape[1]):
                 k = group * group_size
                 place = (block * depth + k) * BLOCK
                 length = min(group_size, depth - k)
                 clear(sums)
-                accumulate(rows, x, row * depth + k, panels, place, length, sums, np.int64(0))
-                for r in range(rows):
+                accumulate(taken, x, row * depth + k, panels, place, length, sums, np.int64(0))
+                for r in range(taken):
                     for c in range(BLOCK):
                         scale = abs(half_to_single(scales[block, group, c]))
                         totals[r, c] += sums[r, c] * scale
-            for r in range(rows):
+            for r in range(taken):
+                first = (row + r) * n + block * BLOCK
                 for c in range(columns):
-                    out[row + r, block * BLOCK + c] = element_of(out, totals[r, c])
+                    set_number(out, first + c, totals[r, c], out_half)
         finish(progress)
     wait(progress, panels.shape[0])
 
@@ -325,8 +342,22 @@ def _output(
         raise ValueError("panels must be contiguous")
     if out is None:
         return np.empty((x.shape[0], n), out_dtype)
-    if out.shape != (x.shape[0], n) or out.dtype != out_dtype:
-        raise ValueError(f"out {out.dtype}{out.shape} must be {out_dtype}{(x.shape[0], n)}")
+    if out.shape != (x.shape[0], n) or out.dtype != out_dtype or not out.flags.c_contiguous:
+        raise ValueError(f"out must be contiguous, {(x.shape[0], n)}, {np.dtype(out_dtype)}")
+    return out
+
+
+def _multiplied(
+    x: FloatArray,
+    panels: Panels,
+    scales: NDArray[np.uint16],
+    group_size: int,
+    n: int,
+    out: FloatArray,
+) -> FloatArray:
+    """Return `out`, filled with the product of `x` and group-scaled panels."""
+    inputs = (as_bytes(x), is_half(x), x.shape[0], panels, scales, group_size)
+    share(_multiply, (*inputs, as_bytes(out), is_half(out), n), panels.shape[0], x.size * n)
     return out
 
 
@@ -349,9 +380,7 @@ def matmul_full(
     Raises ValueError if shapes do not fit.
     """
     result = _output(x, panels, n, out_dtype, out)
-    arguments = (raw(x), panels, _unit_scales(panels.shape[0]), x.shape[1], raw(result))
-    share(_multiply, arguments, panels.shape[0], x.size * n)
-    return result
+    return _multiplied(x, panels, _unit_scales(panels.shape[0]), x.shape[1], n, result)
 
 
 def matmul_draft(
@@ -379,9 +408,9 @@ def matmul_draft(
     result = _output(x, panels, n, out_dtype, out)
     if scales.shape != (panels.shape[0], -(-x.shape[1] // group_size), BLOCK):
         raise ValueError(f"scales {scales.shape} do not fit panels {panels.shape}")
-    arguments = (raw(x), panels, scales.view(np.uint16), group_size, raw(result))
-    share(_multiply, arguments, panels.shape[0], x.size * n)
-    return result
+    return _multiplied(
+        x, panels, np.ascontiguousarray(scales).view(np.uint16), group_size, n, result
+    )
 
 
 def pack_panels(w: FloatArray) -> Panels:
@@ -392,7 +421,7 @@ def pack_panels(w: FloatArray) -> Panels:
     for block in range(blocks):
         part = w[:, block * BLOCK : (block + 1) * BLOCK]
         panels[block, :, : part.shape[1]] = part
-    return raw(panels)
+    return panel_view(panels)
 
 
 def matmul_plain(a: FloatArray, b: FloatArray, out_dtype: DTypeLike | None = None) -> FloatArray:

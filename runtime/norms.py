@@ -13,12 +13,14 @@ from numba import njit
 from numpy.typing import DTypeLike, NDArray
 
 from speqc.runtime.elementary import exp64
-from speqc.runtime.fp16 import element_of, raw, rounded, single_of
+from speqc.runtime.fp16 import as_bytes, is_half, number_at, rounded, set_number, to_single
 
 FloatArray = NDArray[np.floating[Any]]
 
 LANES = 16
 """Partial sums of a reduction."""
+
+_CHUNK = 64
 
 
 @njit(inline="always")
@@ -40,36 +42,45 @@ def _lane_sum(row: NDArray[np.float32], lanes: NDArray[np.float32]) -> Any:
     return lanes[0]
 
 
+@njit(inline="always")
+def _load_row(x: Any, m: int, x_half: bool, row: NDArray[np.float32]) -> None:
+    """Read row m of an array of such rows, given as bytes."""
+    for i in range(row.size):
+        row[i] = number_at(x, m * row.size + i, x_half)
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
-def _reduce(x: Any, divisor: Any, out: Any) -> None:
-    """Put sum(row) / divisor into `out` for each row of `x`."""
-    row = np.empty(x.shape[1], np.float32)
+def _reduce(
+    x: Any, x_half: bool, size: int, divisor: Any, out: Any, out_half: bool, rows: int
+) -> None:
+    """Put sum(row) / divisor into `out` for each row of `size` numbers."""
+    row = np.empty(size, np.float32)
     lanes = np.empty(LANES, np.float32)
-    for m in range(x.shape[0]):
-        for i in range(row.size):
-            row[i] = single_of(x[m, i])
-        out[m] = element_of(out, _lane_sum(row, lanes) / divisor)
+    for m in range(rows):
+        _load_row(x, m, x_half, row)
+        set_number(out, m, _lane_sum(row, lanes) / divisor, out_half)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _normalize(
     x: Any,
-    weight: Any,
-    bias: Any,
+    x_half: bool,
+    weight: NDArray[np.float32],
+    bias: NDArray[np.float32],
     epsilon: Any,
     is_centred: bool,
     is_divided: bool,
-    is_half: bool,
+    has_bias: bool,
+    weight_half: bool,
     out: Any,
 ) -> None:
-    """Normalise rows; `is_half` rounds to FP16 before the weight is applied and after it."""
-    row = np.empty(x.shape[1], np.float32)
-    squares = np.empty(x.shape[1], np.float32)
+    """Normalise rows; `weight_half` rounds to FP16 before the weight is applied and after it."""
+    row = np.empty(weight.size, np.float32)
+    squares = np.empty(weight.size, np.float32)
     lanes = np.empty(LANES, np.float32)
     size = np.float32(row.size)
-    for m in range(x.shape[0]):
-        for i in range(row.size):
-            row[i] = single_of(x[m, i])
+    for m in range(x.size // (row.size * (2 if x_half else 4))):
+        _load_row(x, m, x_half, row)
         if is_centred:
             mean = _lane_sum(row, lanes) / size
             for i in range(row.size):
@@ -80,15 +91,14 @@ def _normalize(
         factor = np.float32(1.0) / root
         for i in range(row.size):
             normal = row[i] / root if is_divided else row[i] * factor
-            value = rounded(rounded(normal, is_half) * single_of(weight[i]), is_half)
-            if bias is not None:
-                value = value + single_of(bias[i])
-            out[m, i] = element_of(out, value)
+            value = rounded(rounded(normal, weight_half) * weight[i], weight_half)
+            value = value + bias[i] if has_bias else value
+            set_number(out, m * row.size + i, value, x_half)
 
 
 @njit(inline="always")
-def softmax_in_place(row: NDArray[np.float32], is_half: bool) -> None:
-    """Replace a row by its softmax, computed in FP32; round it to FP16 if `is_half`.
+def softmax_in_place(row: NDArray[np.float32], half: bool) -> None:
+    """Replace a row by its softmax, computed in FP32; round it to FP16 if `half`.
 
     The row becomes all NaN if there is a NaN or a positive infinity in it.
     """
@@ -101,33 +111,31 @@ def softmax_in_place(row: NDArray[np.float32], is_half: bool) -> None:
     for t in range(row.size):
         total += row[t]
     for t in range(row.size):
-        row[t] = rounded(row[t] / total, is_half)
+        row[t] = rounded(row[t] / total, half)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _softmax(x: Any, out: Any) -> None:
-    """Put the softmax of each row of `x` into `out`."""
-    row = np.empty(x.shape[1], np.float32)
-    for m in range(x.shape[0]):
-        for i in range(row.size):
-            row[i] = single_of(x[m, i])
+def _softmax(x: Any, x_half: bool, size: int, out: Any) -> None:
+    """Put the softmax of each row of `size` numbers into `out`."""
+    row = np.empty(size, np.float32)
+    for m in range(x.size // (size * (2 if x_half else 4))):
+        _load_row(x, m, x_half, row)
         softmax_in_place(row, False)
-        for i in range(row.size):
-            out[m, i] = element_of(out, row[i])
+        for i in range(size):
+            set_number(out, m * size + i, row[i], x_half)
 
 
 @njit(cache=True, nogil=True)
-def _argmax(x: Any, out: NDArray[np.int64]) -> None:
-    """Put the place of each row's largest number into `out`."""
-    row = np.empty(x.shape[1], np.float32)
-    for m in range(x.shape[0]):
-        for i in range(row.size):
-            row[i] = single_of(x[m, i])
+def _argmax(x: Any, x_half: bool, size: int, out: NDArray[np.int64]) -> None:
+    """Put the place of the largest number in each row of `size` into `out`."""
+    row = np.empty(size, np.float32)
+    for m in range(out.size):
+        _load_row(x, m, x_half, row)
         largest = np.float32(-np.inf)
         place = -1
         # Most chunks hold nothing larger, which a vectorised comparison finds out.
-        for start in range(0, row.size, 64):
-            stop = min(start + 64, row.size)
+        for start in range(0, size, _CHUNK):
+            stop = min(start + _CHUNK, size)
             found = 0
             for i in range(start, stop):
                 found |= row[i] > largest
@@ -139,30 +147,26 @@ def _argmax(x: Any, out: NDArray[np.int64]) -> None:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _top_probability(logits: Any) -> Any:
+def _top_probability(logits: Any, half: bool, size: int) -> Any:
     """Return the largest probability of the softmax of `logits`."""
-    row = np.empty(logits.size, np.float32)
+    row = np.empty(size, np.float32)
+    _load_row(logits, 0, half, row)
     largest = np.float32(-np.inf)
-    for i in range(row.size):
-        row[i] = single_of(logits[i])
+    for i in range(size):
         largest = row[i] if row[i] > largest else largest
-    for i in range(row.size):
+    for i in range(size):
         row[i] = exp64(row[i] - largest)
     total = np.float32(0.0)
-    for i in range(row.size):
+    for i in range(size):
         total += row[i]
     return np.float32(1.0) / total
-
-
-def _rows(x: FloatArray) -> NDArray[Any]:
-    """Return an array as kernels take it, with all axes but the last made one."""
-    return raw(x).reshape(-1, x.shape[-1])
 
 
 def _reduced(x: FloatArray, divisor: float, out_dtype: DTypeLike | None) -> FloatArray:
     """Return sum / divisor along the last axis."""
     out = np.empty(x.shape[:-1], x.dtype if out_dtype is None else out_dtype)
-    _reduce(_rows(x), np.float32(divisor), raw(out).reshape(-1))
+    factor = np.float32(divisor)
+    _reduce(as_bytes(x), is_half(x), x.shape[-1], factor, as_bytes(out), is_half(out), out.size)
     return out
 
 
@@ -175,7 +179,7 @@ def reduce_sum_lastdim(x: FloatArray, out_dtype: DTypeLike | None = None) -> Flo
 
 
 def reduce_mean_lastdim(x: FloatArray, out_dtype: DTypeLike | None = None) -> FloatArray:
-    """Return the means [...] of x [..., C]: FP32 sums over C, rounded once (default: to x's dtype)."""
+    """Return the means [...] of x [..., C]: FP32 sums over C, rounded as the sums would be."""
     return _reduced(x, x.shape[-1], out_dtype)
 
 
@@ -192,15 +196,19 @@ def _normalized(
     if weight.shape != x.shape[-1:] or (bias is not None and bias.shape != weight.shape):
         raise ValueError(f"weight {weight.shape} and bias do not fit x {x.shape}")
     out = np.empty(x.shape, x.dtype)
+    single = to_single(weight)
+    x_half = is_half(x)
     _normalize(
-        _rows(x),
-        raw(weight),
-        None if bias is None else raw(bias),
+        as_bytes(x),
+        x_half,
+        single,
+        single if bias is None else to_single(bias),
         np.float32(epsilon),
         is_centred,
         divide,
-        x.dtype == np.float16 and not weight_in_f32,
-        _rows(out),
+        bias is not None,
+        x_half and not weight_in_f32,
+        as_bytes(out),
     )
     return out
 
@@ -253,7 +261,7 @@ def softmax(x: FloatArray, axis: int = -1) -> FloatArray:
     """
     moved = np.moveaxis(x, axis, -1)
     out = np.empty(moved.shape, x.dtype)
-    _softmax(_rows(moved), _rows(out))
+    _softmax(as_bytes(moved), is_half(x), moved.shape[-1], as_bytes(out))
     return np.moveaxis(out, -1, axis)
 
 
@@ -263,7 +271,7 @@ def argmax_rows(logits: FloatArray) -> NDArray[np.int64]:
     NaN never wins; a row of nothing but NaN gives 0.
     """
     out = np.empty(logits.shape[0], np.int64)
-    _argmax(raw(logits), out)
+    _argmax(as_bytes(logits), is_half(logits), logits.shape[1], out)
     return out
 
 
@@ -272,4 +280,4 @@ def top_probability(logits: FloatArray) -> float:
 
     In FP32, added in ascending order; NaN if there is a NaN or an infinity at the top.
     """
-    return float(_top_probability(raw(logits)))
+    return float(_top_probability(as_bytes(logits), is_half(logits), logits.size))

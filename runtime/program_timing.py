@@ -9,14 +9,15 @@ from typing import NamedTuple
 
 from xdsl.dialects.builtin import IntegerAttr, ModuleOp, TensorType
 from xdsl.dialects.func import FuncOp, ReturnOp
-from xdsl.ir import Operation, SSAValue
+from xdsl.ir import Attribute, Operation, SSAValue
 
 from speqc.dialects import pe
 from speqc.dialects.speq import CacheOp, View, WeightOp
 from speqc.runtime import costs
-from speqc.runtime.activations import ROW_BYTES, dram_bytes, elements, row_bytes
+from speqc.runtime.activations import ROW_BYTES, dram_bytes, elements, row_bytes, shares_buffer
 from speqc.runtime.calls import Call
 from speqc.runtime.errors import SpeqcError
+from speqc.runtime.ir_values import numpy_dtype
 from speqc.runtime.module_attributes import module_target
 from speqc.runtime.target import Target
 from speqc.runtime.timing import Array, Load, Op, StepTiming, Store, SwitchMode, Vector, time_step
@@ -49,11 +50,11 @@ class StepCost(NamedTuple):
 
 
 class ProgramTimer:
-    """Times the step functions of a program on its own target, or on another."""
+    """Times the step functions of a program on its target (`retarget` moves it to another)."""
 
-    def __init__(self, program: ModuleOp, target: Target | None = None):
-        """Read the program; raises SpeqcError where the target cannot run it."""
-        self.target = target or module_target(program)
+    def __init__(self, program: ModuleOp):
+        """Read the program; raises SpeqcError where it names no target."""
+        self.target = module_target(program)
         self._weights = {w.sym_name.data: w for w in program.ops if isinstance(w, WeightOp)}
         self._caches = {c.sym_name.data: c for c in program.ops if isinstance(c, CacheOp)}
         self._functions = {f.sym_name.data: f for f in program.ops if isinstance(f, FuncOp)}
@@ -117,7 +118,7 @@ class _StepBuilder:
         self.rows = rows
         self.past = past
         self.ops: list[TimedOp] = []
-        self.ready: dict[SSAValue, int] = {}
+        self.ready: dict[SSAValue, tuple[int, ...]] = {}
         self.loads: dict[SSAValue, int] = {}
 
     def add(self, op: Operation) -> None:
@@ -179,21 +180,22 @@ class _StepBuilder:
         cache = self.caches[op.cache.string_value()]
         keys = op.half.data == pe.CacheHalf.KEYS
         width = (cache.key_dim if keys else cache.value_dim).value.data
+        heads = cache.heads.value.data
         cost = costs.attention_scores_on_vector(
-            1, cache.heads.value.data, width, self.past, self.rows, self.target
+            heads, heads, width, self.past, self.rows, self.target, _item_bytes(cache.element_type)
         )
         self._load(op, cost.load(), cost.stream_bytes)
 
     def _inputs(self, op: Operation) -> tuple[tuple[int, ...], int, int]:
         """Ops whose results `op` waits for, and bytes of operands and results that live in DRAM."""
-        after = tuple(sorted({self.ready[v] for v in op.operands if v in self.ready}))
+        after = tuple(sorted({place for v in op.operands for place in self.ready.get(v, ())}))
         read = sum(dram_bytes(v, self.rows, self.target) for v in op.operands if v in self.ready)
         write = sum(dram_bytes(v, self.rows, self.target) for v in op.results)
         return after, read, write
 
     def _finish(self, op: Operation, timed: Op, size: int) -> None:
         place = self._append(timed, size, op)
-        self.ready.update((result, place) for result in op.results)
+        self.ready.update((result, (place,)) for result in op.results)
 
     def _gather(self, op: pe.GatherOp) -> None:
         weight = self.weights[op.weight.string_value()]
@@ -232,10 +234,10 @@ class _StepBuilder:
         kernel = op.kernel.data
         cycles = costs.vector_cycles(*self._vector_work(op, kernel), self.target)
         after, read, write = self._inputs(op)
-        if not cycles and not write and not any(value in self.loads for value in op.operands):
+        streams = [self.loads[value] for value in op.operands if value in self.loads]
+        if not streams and (shares_buffer(op) or not (cycles or write)):
             self._rename(op, after)
             return
-        streams = [self.loads[value] for value in op.operands if value in self.loads]
         for stream in streams[:-1]:
             after = (*after, self._append(Array(stream, 0, 0, unit="vector"), 0, op))
         latency = self.target.vector_latency_cycles
@@ -251,7 +253,7 @@ class _StepBuilder:
     def _rename(self, op: Operation, after: tuple[int, ...]) -> None:
         """An op that costs nothing: its results are ready with its operands."""
         if after:
-            self.ready.update((result, max(after)) for result in op.results)
+            self.ready.update((result, after) for result in op.results)
 
     def _vector_work(self, op: pe.VectorOp, kernel: str) -> tuple[int, int]:
         """Elements, and vector operations on each."""
@@ -265,7 +267,7 @@ class _StepBuilder:
         first = next(iter(_tensors(op.operands)))
         count = elements(first, self.rows)
         if entry.counted == "product":
-            count *= result.get_shape()[-1]
+            count *= elements(TensorType(result.element_type, result.get_shape()[-1:]), self.rows)
         return count, entry.lane_ops
 
     def _attention(self, op: pe.AttentionOp) -> None:
@@ -274,57 +276,71 @@ class _StepBuilder:
         heads, kv_heads = op.query.type.get_shape()[1], cache.heads.value.data
         on_array = op.unit.data == pe.Unit.ARRAY
         after, read, write = self._inputs(op)
-        total = self.past + self.rows
-        scratch = self._score_bytes(op, heads // kv_heads, heads, total)
+        scores, weights = self._scratch(op, heads // kv_heads, heads)
         shape = heads, kv_heads
-        keys = self._half(on_array, True, (*shape, cache.key_dim.value.data))
-        values = self._half(on_array, False, (*shape, cache.value_dim.value.data))
+        item = _item_bytes(cache.element_type)
+        keys = self._half(on_array, True, (*shape, cache.key_dim.value.data), item)
+        values = self._half(on_array, False, (*shape, cache.value_dim.value.data), item)
         first = self._append(
             keys.compute(
-                self.loads.get(op.cached_keys), after, self._cycles(read), self._cycles(scratch)
+                self.loads.get(op.cached_keys), after, self._cycles(read), self._cycles(scores)
             ),
-            read + scratch,
+            read + scores,
             op,
         )
-        work = costs.vector_cycles(heads * self.rows * total, SOFTMAX_LANE_OPS, self.target)
+        count = heads * self.rows * (self.past + self.rows)
+        work = costs.vector_cycles(count, SOFTMAX_LANE_OPS, self.target)
         second = self._append(
-            Vector(work, (first,), self._cycles(scratch), self._cycles(scratch)), 2 * scratch, op
+            Vector(work, (first,), self._cycles(scores), self._cycles(weights)),
+            scores + weights,
+            op,
         )
         timed = values.compute(
-            self.loads.get(op.cached_values),
-            (second,),
-            self._cycles(scratch),
-            self._cycles(write),
+            self.loads.get(op.cached_values), (second,), self._cycles(weights), self._cycles(write)
         )
-        self._finish(op, timed, scratch + write)
+        self._finish(op, timed, weights + write)
 
-    def _half(self, on_array: bool, keys: bool, shape: tuple[int, int, int]) -> costs.StreamCost:
+    def _half(
+        self, on_array: bool, keys: bool, shape: tuple[int, int, int], item_bytes: int
+    ) -> costs.StreamCost:
         cost: Callable[..., costs.StreamCost] = {
             (True, True): costs.attention_scores_on_array,
             (True, False): costs.attention_values_on_array,
             (False, True): costs.attention_scores_on_vector,
             (False, False): costs.attention_values_on_vector,
         }[on_array, keys]
-        return cost(*shape, self.past, self.rows, self.target)
+        return cost(*shape, self.past, self.rows, self.target, item_bytes)
 
-    def _score_bytes(self, op: pe.AttentionOp, group: int, heads: int, total: int) -> int:
-        """Bytes of scores that go to DRAM: those of one cache head at a time stay on chip."""
+    def _scratch(self, op: pe.AttentionOp, group: int, heads: int) -> tuple[int, int]:
+        """Bytes of scores and of probabilities that go to DRAM.
+
+        None, where those of one cache head at a time fit the SRAM beside the step's activations.
+        """
         function = op.parent_op()
         assert isinstance(function, FuncOp)
         peak = function.attributes.get(ROW_BYTES)
         used = peak.value.data if isinstance(peak, IntegerAttr) else 0
-        on_chip = self.rows * (used + group * total * 2)
-        return 0 if on_chip <= self.target.activation_sram_bytes else heads * self.rows * total * 2
+        total = self.past + self.rows
+        sizes = _item_bytes(op.score_type), _item_bytes(op.probability_type)
+        if self.rows * (used + group * total * max(sizes)) <= self.target.activation_sram_bytes:
+            return 0, 0
+        scores, weights = (heads * self.rows * total * size for size in sizes)
+        return scores, weights
 
     def _store(self, op: pe.AppendOp) -> None:
         cache = self.caches[op.cache.string_value()]
         heads = cache.heads.value.data
+        item = _item_bytes(cache.element_type)
         size = sum(
-            costs.cache_append_bytes(heads, width.value.data, self.rows, self.target)
+            costs.cache_append_bytes(heads, width.value.data, self.rows, self.target, item)
             for width in (cache.key_dim, cache.value_dim)
         )
-        after, _, _ = self._inputs(op)
-        self._append(Store(self._cycles(size), after), size, op)
+        after, read, _ = self._inputs(op)
+        self._append(Store(self._cycles(read) + self._cycles(size), after), read + size, op)
+
+
+def _item_bytes(element: Attribute) -> int:
+    return numpy_dtype(element).itemsize
 
 
 def _tensors(values: Iterable[SSAValue]) -> Iterable[TensorType]:

@@ -181,7 +181,7 @@ def layer_norm(
     return shifted.astype(x.dtype)
 
 
-def _unit_rows(x: SingleArray, epsilon: float, divide: bool) -> SingleArray:
+def _unit_rows(x: FloatArray, epsilon: float, divide: bool) -> FloatArray:
     """Return FP32 rows divided by sqrt(mean(row**2) + epsilon)."""
     mean = _sums(x * x).reshape(-1, 1) / np.float32(x.shape[1])
     root = np.sqrt(mean + np.float32(epsilon))

@@ -75,17 +75,24 @@ class Sampler:
         return list(drafted), self._draw(self.distribution(rows[-1]))
 
     def distribution(self, row: NDArray) -> NDArray[np.float64]:
-        """The distribution float64[V] after temperature, top-k and top-p, in this order."""
-        scaled = row.astype(np.float32) / np.float32(self.options.temperature)
+        """The distribution float64[V] after temperature, top-k and top-p, in this order.
+
+        Top-p keeps the most probable tokens of those that top-k left, until they have `top_p` of
+        these tokens' probability together; of equal logits the lower index comes first.
+        """
+        # Differences to the largest logit come first: a tiny temperature overflows nothing then.
+        with np.errstate(over="ignore", invalid="ignore"):
+            behind = row.astype(np.float64) - np.float64(row.max())
+            scaled = (behind / self.options.temperature).astype(np.float32)
         p = softmax(scaled[None])[0].astype(np.float64)
         order = np.argsort(-p, kind="stable")
-        keep = len(order)
         if self.options.top_k:
-            keep = min(keep, self.options.top_k)
+            p[order[self.options.top_k :]] = 0
         if self.options.top_p < 1:
-            before = np.cumsum(p[order]) - p[order]
-            keep = min(keep, int(np.count_nonzero(before < self.options.top_p)))
-        p[order[keep:]] = 0
+            ranked = p[order]
+            before = np.cumsum(ranked) - ranked
+            keep = np.count_nonzero(before < self.options.top_p * ranked.sum())
+            p[order[max(keep, 1) :]] = 0
         return p / p.sum()
 
     def _draw(self, p: NDArray[np.float64]) -> int:

@@ -78,7 +78,7 @@ class Weight:
         return self._draft, self._scales
 
     def columns(self, indices: NDArray[np.int64]) -> NDArray[np.float16]:
-        """The exact columns of that index: [len(indices), K]."""
+        """The exact columns of these indices [...]: [..., K]."""
         block, column = np.divmod(indices, 64)
         return self.full()[block, :, column].view(np.float16)
 

@@ -81,6 +81,7 @@ def compile_command(
     out = output or Path(model.with_suffix(".speq").name)
     for line in compile_model(model, out, options).lines():
         report(line)
+    report(f"wrote {out}")
 
 
 @main.command("run")

@@ -61,7 +61,6 @@ class CompileOptions:
 class Summary:
     """What a compilation did, for its report."""
 
-    path: Path
     operations: int
     weights: Sequence[WeightOp]
     context: int
@@ -78,7 +77,7 @@ class Summary:
         ]
         reasons = Counter(op.kept.data for op in self.weights if op.kept is not None)
         lines += [f"{count} kept as FP16: {reason}" for reason, count in reasons.items()]
-        return [*lines, f"wrote {self.path} in {self.seconds:.1f} s"]
+        return [*lines, f"compiled in {self.seconds:.1f} s"]
 
 
 def lower(model: Path, options: CompileOptions, folder: ModelFolder, level: str) -> Imported:
@@ -135,7 +134,7 @@ def compile_model(model: Path, out: Path, options: CompileOptions) -> Summary:
     program = lowered.module
     with progress("encoding weights", count_blocks(program)) as advance:
         write_artifact(out, program, lowered.tensors, _origin(lowered, options, folder), advance)
-    return _summary(out, program, time.perf_counter() - start)
+    return _summary(program, time.perf_counter() - start)
 
 
 def _origin(lowered: Imported, options: CompileOptions, folder: ModelFolder) -> Origin:
@@ -153,10 +152,10 @@ def _origin(lowered: Imported, options: CompileOptions, folder: ModelFolder) -> 
     )
 
 
-def _summary(out: Path, program: ModuleOp, seconds: float) -> Summary:
+def _summary(program: ModuleOp, seconds: float) -> Summary:
     context = program.attributes[CONTEXT_NAME]
     assert isinstance(context, IntegerAttr)
     functions = [op for op in program.ops if isinstance(op, FuncOp)]
     weights = [op for op in program.ops if isinstance(op, WeightOp)]
     count = sum(len(op.body.block.ops) for op in functions)
-    return Summary(out, count, weights, context.value.data, seconds)
+    return Summary(count, weights, context.value.data, seconds)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 
 import onnx.defs
 import onnx_ir as ir
 
-from speqc.dialects.onnx_schema import CONTRIB_OPERATORS, OLDEST_OPSET
+from speqc.dialects.onnx_schema import (
+    CONTRIB_OPERATORS,
+    OLDEST_OPSET,
+    operator_schemas,
+    qualified_name,
+)
 from speqc.onnx_state import FLOATS, find_kv_pairs, find_token_input
 from speqc.onnx_symbols import SEQUENCE
 from speqc.runtime.errors import SpeqcError
@@ -31,6 +39,29 @@ CAUSAL_OPERATORS = frozenset(
 """Operators that make or imply a causal mask."""
 
 NAMES_SHOWN = 3
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the ONNX libraries from writing what our errors say better."""
+    loggers = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def first_cause(error: BaseException) -> str:
+    """The first line of the error that all the others came from."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def check_opset(model: ir.Model) -> None:
@@ -186,6 +217,26 @@ def _is_product(value: ir.Value | None) -> bool:
             return False
         value = next((v for v in node.inputs if v is not None and v.const_value is None), None)
     return False
+
+
+def check_signatures(graph: ir.Graph) -> None:
+    """Nodes must have as many inputs as their operator takes, and attributes that it knows."""
+    for node in graph:
+        schema = operator_schemas()[f"onnx.{qualified_name(node.domain, node.op_type)}"]
+        what = f"node '{node.name}' ({node.op_type})"
+        if not schema.min_inputs <= len(node.inputs) <= schema.max_inputs:
+            raise SpeqcError(
+                f"{what} has {len(node.inputs)} inputs, not {schema.min_inputs} to "
+                f"{schema.max_inputs}"
+            )
+        for name, attribute in node.attributes.items():
+            kind = attribute.type.name.lower()
+            if name not in schema.attributes:
+                raise SpeqcError(f"{what} has an attribute '{name}' that ONNX does not know")
+            if kind != schema.attributes[name]:
+                raise SpeqcError(
+                    f"{what}: attribute '{name}' is of kind {kind}, not {schema.attributes[name]}"
+                )
 
 
 def check_types(model: ir.Model) -> None:

@@ -116,6 +116,7 @@ class _Importer:
         self.demoted = demoted
         self.block = Block(arg_types=[_type(value) for value in model.graph.inputs])
         self.values: dict[ir.Value, SSAValue] = {}
+        self.references: dict[str, InitializerOp] = {}
         self.none: SSAValue | None = None
 
     def module(self) -> ModuleOp:
@@ -178,22 +179,25 @@ class _Importer:
     def reference(
         self, value: ir.Value, result_type: TensorType, dtype: np.dtype | None
     ) -> InitializerOp:
-        """Put a tensor into the store and refer to it."""
+        """Put a tensor into the store and refer to it; equal ones share one reference."""
         assert value.name is not None and value.const_value is not None
         stored = self.store.add(value.name, value.const_value, dtype)
-        op = InitializerOp(value.name, stored.digest, result_type, stored.exponents, stored.zeros)
+        if (shared := self.references.get(stored.name)) is not None:
+            return shared
+        op = InitializerOp(stored.name, stored.digest, result_type, stored.exponents, stored.zeros)
         self.add(op, [value])
+        self.references[stored.name] = op
         return op
 
     def import_node(self, node: ir.Node) -> None:
         """One operator."""
         name = f"onnx.{qualified_name(node.domain, node.op_type)}"
         outputs = list(node.outputs)
-        while outputs and not outputs[-1].name:
+        while outputs and _is_absent(outputs[-1]):
             outputs.pop()
         op = operator_class(name)(
             [self.operand(value) for value in _without_trailing_none(node.inputs)],
-            [_type(value) if value.name else NoneType() for value in outputs],
+            [NoneType() if _is_absent(value) else _type(value) for value in outputs],
             {key: _attribute(attribute) for key, attribute in node.attributes.items()},
             node_location(node.name),
         )
@@ -219,6 +223,11 @@ class _Importer:
 def _without_trailing_none(values: Sequence[ir.Value | None]) -> Sequence[ir.Value | None]:
     count = max((i + 1 for i, value in enumerate(values) if value is not None), default=0)
     return values[:count]
+
+
+def _is_absent(value: ir.Value) -> bool:
+    """Whether an output is one that the node leaves out (passes give such a one a name)."""
+    return value.shape is None and not value.uses() and not value.is_graph_output()
 
 
 def _names(values: Sequence[ir.Value]) -> ArrayAttr:

@@ -6,9 +6,7 @@ may name nothing outside the file's folder.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,15 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 from google.protobuf.message import DecodeError
 
-from speqc.onnx_checks import check_decoder, check_operators, check_opset, check_weights
+from speqc.onnx_checks import (
+    check_decoder,
+    check_operators,
+    check_opset,
+    check_signatures,
+    check_weights,
+    first_cause,
+    quiet,
+)
 from speqc.runtime.errors import SpeqcError
 
 FILES_KEY = "speqc.files"
@@ -38,8 +44,10 @@ def open_model(path: str | Path, supported: Collection[str] | None = None) -> ir
         check_opset(model)
         files = _map_external_data(model, path.parent)
         model.meta[FILES_KEY] = (path, *files)
+        common.RemoveInitializersFromInputsPass()(model)
         common.InlinePass()(model)
         check_operators(model.graph, supported)
+        check_signatures(model.graph)
         check_weights(model.graph)
         check_decoder(model)
     except SpeqcError as error:
@@ -64,38 +72,23 @@ def _load(path: Path) -> ir.Model:
     if start == LFS_POINTER:
         raise SpeqcError("is a Git LFS pointer, not the model; fetch it with 'git lfs pull'")
     try:
-        with _quiet():
+        with quiet():
             model = ir.load(path)
     except DecodeError as error:
         raise SpeqcError("is no ONNX file, or is truncated") from error
     except (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError) as error:
-        raise SpeqcError(f"is not valid ONNX: {_innermost(error)}") from error
+        raise SpeqcError(f"is not valid ONNX: {first_cause(error)}") from error
     if not len(model.graph):
         raise SpeqcError("holds no graph; it is no ONNX file, or is truncated")
     return model
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the library from writing what the checks will say better."""
-    logger = logging.getLogger("onnx_ir")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def _innermost(error: BaseException) -> str:
-    """The first line of the first cause of an error."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def _check_names(graph: ir.Graph) -> None:
-    """Every value that is read must be made, and none by way of itself."""
+    """Every value that is read must be made, none by way of itself; names must be text."""
+    for node in graph:
+        texts = (node.op_type, node.domain, node.name or "", *(v.name or "" for v in node.outputs))
+        if not all(isinstance(text, str) for text in texts):
+            raise SpeqcError(f"the names of a node are no text ({texts}); the file is damaged")
     known = {*graph.inputs, *graph.initializers.values()}
     for node in graph:
         known.update(node.outputs)

@@ -7,6 +7,7 @@ dropped and inferred anew, with the batch bound to 1 and every size an expressio
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import onnx_ir as ir
@@ -14,6 +15,7 @@ import onnx_ir.passes.common as common
 from onnx_shape_inference import infer_symbolic_shapes
 from onnxscript.optimizer import fold_constants
 
+from speqc.onnx_checks import first_cause, quiet
 from speqc.onnx_shapes import (
     expand_constants_of_shape,
     forget_unknown_shapes,
@@ -26,17 +28,20 @@ from speqc.runtime.errors import SpeqcError
 LARGEST_FOLDED_INPUT = 16 * 1024
 """Elements above which a tensor is a weight: a node that reads it is not folded."""
 
-LARGEST_FOLDED_OUTPUT = 64 * 1024
+LARGEST_FOLDED = 64 * 1024
+"""Elements above which a tensor is left to be computed."""
+
 MAX_ROUNDS = 12
 
 
 def simplify(model: ir.Model) -> ir.Model:
     """Infer shapes and fold until nothing changes; changes `model` in place and returns it.
 
+    The model has no functions any more (`open_model` inlines them).
+
     Raises SpeqcError if the batch or the sequence length is fixed to something that a decoder that
-    grows token by token can't use.
+    grows token by token can't use, or if a node's shape can't be inferred from its inputs.
     """
-    common.InlinePass()(model)
     common.RemoveUnusedNodesPass()(model)
     expand_constants_of_shape(model.graph)
     _forget_shapes(model.graph)
@@ -45,7 +50,11 @@ def simplify(model: ir.Model) -> ir.Model:
         node.metadata_props.clear()
     before: Counter[str] | None = None
     for _ in range(MAX_ROUNDS):
-        _round(model)
+        try:
+            with quiet():
+                _round(model)
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise SpeqcError(f"shapes can't be inferred: {first_cause(error)}") from error
         if (counts := Counter(node.op_type for node in model.graph)) == before:
             break
         before = counts
@@ -62,7 +71,7 @@ def _round(model: ir.Model) -> None:
         model,
         onnx_shape_inference=False,
         input_size_limit=LARGEST_FOLDED_INPUT,
-        output_size_limit=LARGEST_FOLDED_OUTPUT,
+        output_size_limit=LARGEST_FOLDED,
         should_fold=_may_fold,
     )
     common.CommonSubexpressionEliminationPass()(model)
@@ -71,10 +80,14 @@ def _round(model: ir.Model) -> None:
 
 
 def _may_fold(node: ir.Node) -> bool | None:
-    """Whether to fold a node of constant inputs: never one that reads a weight."""
+    """Whether to fold a node of constant inputs: never one that reads or makes something large."""
     constants = (value.const_value for value in node.inputs if value is not None)
     if any(tensor is not None and tensor.size > LARGEST_FOLDED_INPUT for tensor in constants):
         return False
+    for output in node.outputs:
+        shape = output.shape
+        if shape is not None and shape.is_static() and math.prod(shape.numpy()) > LARGEST_FOLDED:
+            return False
     return None
 
 

@@ -16,6 +16,9 @@ import onnx_ir as ir
 FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.BFLOAT16})
 INTEGERS = frozenset({ir.DataType.INT64, ir.DataType.INT32})
 
+FOLLOWERS = frozenset({"Cast", "Identity", "Mul", "Reshape", "Squeeze", "Unsqueeze"})
+"""Operators between a softmax and the product with the values."""
+
 CARRIERS = frozenset({"Cast", "CastLike", "Concat", "Identity", "Reshape", "Squeeze", "Transpose"})
 """Operators through which a past stays that past: they move, convert or append."""
 
@@ -176,7 +179,7 @@ def _follows_softmax(value: ir.Value | None) -> bool:
             return True
         if node.op_type == "Where":
             return any(_follows_softmax(choice) for choice in node.inputs[1:])
-        if node.op_type in ("Cast", "Identity", "Dropout", "Mul", "Reshape"):
+        if node.op_type in FOLLOWERS:
             value = node.inputs[0]
         else:
             return False

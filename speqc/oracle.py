@@ -57,7 +57,7 @@ class OnnxRuntimeDecoder:
             zip(self._outputs, self._session.run(None, feeds | self._cache), strict=True)
         )
         for name in self._cache:
-            self._cache[name] = results[name.replace("past_key_values", "present")]
+            self._cache[name] = np.asarray(results[name.replace("past_key_values", "present")])
         self.length = total
         return np.asarray(results["logits"])[0].astype(np.float32)
 

@@ -34,7 +34,7 @@ from speqc.report import (
 from speqc.retarget import retarget
 from speqc.runtime.calls import Call
 from speqc.runtime.costs import dram_energy_joules
-from speqc.runtime.decode import Round, find_program
+from speqc.runtime.decode import MODES, Round, find_program
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.module_attributes import module_context
 from speqc.runtime.program_timing import ProgramTimer
@@ -158,16 +158,25 @@ def read_replay(path: Path, prompt_length: int | None = None) -> Replay:
     Raises SpeqcError where the file is no such report.
     """
     try:
-        report = json.loads(path.read_text("utf-8"))
-        return Replay(
-            str(report["mode"]),
-            prompt_length or _count(report["prompt_tokens"]),
-            _count(report["new_tokens"]),
-            [_round(entry) for entry in report.get("rounds", ())],
-            report.get("prompt_chunk"),
-        )
+        return _replay(json.loads(path.read_text("utf-8")), prompt_length)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SpeqcError(f"{path}: not a report of 'speqc run --json': {error!r}") from error
+
+
+def _replay(report: dict[str, Any], prompt_length: int | None) -> Replay:
+    run = Replay(
+        report["mode"],
+        prompt_length or _count(report["prompt_tokens"]),
+        _count(report["new_tokens"]),
+        [_round(entry) for entry in report.get("rounds", ())],
+        report.get("prompt_chunk"),
+    )
+    if run.mode not in MODES:
+        raise ValueError(f"unknown mode {run.mode!r}")
+    given = [entry.accepted + 1 for entry in run.rounds]
+    if run.mode == "speculative" and not sum(given[:-1]) < run.new_tokens - 1 <= sum(given):
+        raise ValueError(f"the rounds do not give {run.new_tokens} tokens")
+    return run
 
 
 def _round(entry: Any) -> Round:

@@ -52,6 +52,7 @@ class TensorStore(Mapping[str, StoredTensor]):
     def __init__(self, files: tuple[Path, ...] = ()):
         """`files` are the model's files, for `file_digests`."""
         self._tensors: dict[str, StoredTensor] = {}
+        self._by_content: dict[tuple[str, tuple[int, ...], str], StoredTensor] = {}
         self._files = files
 
     def __getitem__(self, name: str) -> StoredTensor:
@@ -66,14 +67,19 @@ class TensorStore(Mapping[str, StoredTensor]):
     def add(
         self, name: str, source: ir.TensorProtocol, dtype: np.dtype | None = None
     ) -> StoredTensor:
-        """Scan a tensor and keep a reference to it; `dtype` converts it on every read."""
+        """Scan a tensor and keep a reference to it; `dtype` converts it on every read.
+
+        A tensor equal to one that is already here (exporters duplicate tied weights) is not added:
+        the result is then the other, of another name.
+        """
         array = source.numpy()
         dtype = dtype or array.dtype.newbyteorder("=")
         counted = dtype == np.float16 and array.ndim >= 2
         digest, exponents, zeros = _scan(array, dtype, counted)
         tensor = StoredTensor(name, array.shape, dtype, digest, exponents, zeros, source)
-        self._tensors[name] = tensor
-        return tensor
+        first = self._by_content.setdefault((digest, tensor.shape, dtype.str), tensor)
+        self._tensors[first.name] = first
+        return first
 
     def read(self, name: str) -> np.ndarray:
         """The whole tensor `name`."""

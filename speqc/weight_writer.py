@@ -97,7 +97,7 @@ class SafetensorsWriter:
         """Put `part` into a tensor at index `first` of its first dimension."""
         entry, offset = self._offsets[name]
         assert part.dtype == entry.dtype and part.shape[1:] == entry.shape[1:]
-        stride = entry.size // entry.shape[0] if entry.shape else 0
+        stride = prod(entry.shape[1:]) * entry.dtype.itemsize
         self._file.seek(self._start + offset + first * stride)
         self._file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
 

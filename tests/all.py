@@ -10,7 +10,7 @@ BIN = Path(sys.executable).parent
 CHECKS = (
     ("ruff", "check", "."),
     ("ruff", "format", "--check", "."),
-    ("basedpyright",),
+    ("basedpyright", "--pythonpath", sys.executable),
     ("lit", "--quiet", "tests/filecheck"),
     ("pytest", "--quiet", "--numprocesses=auto", "-m", "not slow"),
 )

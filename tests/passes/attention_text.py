@@ -72,7 +72,7 @@ SCALED_KEYS = """
 """
 
 SCALED_SCORES = """
-  %scores = onnx.MatMul %q, %kt : (tensor<1x4x?x8xF>, tensor<1x4x8x?xF>) -> tensor<1x4x?x?xF>
+  %scores = onnx.MatMul %q, %kt : (tensor<1x4x?x8xF>, tensor<1x4x8x?xF>) -> tensor<1x4x?x?xF> loc("attention/scores")
   %scaled = onnx.Mul %scores, %factor : (tensor<1x4x?x?xF>, tensor<F>) -> tensor<1x4x?x?xF>
 """
 

@@ -1,6 +1,7 @@
 """Attention and its cache: the reference's bits, for any split of the rows and any stale data."""
 
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ def numbers(seed: int, shape: tuple[int, ...], dtype: Any = np.float16) -> NDArr
 def filled(keys: NDArray[Any], values: NDArray[Any], chunk: int = 1000) -> KVCache:
     """A cache that was given keys and values `chunk` positions at a time."""
     heads, count, width = keys.shape
-    cache = KVCache(heads, width, count + 5, keys.dtype, values.shape[2])
+    cache = KVCache(heads, width, count + 20, keys.dtype, values.shape[2])
     for start in range(0, count, chunk):
         part = slice(start, start + chunk)
         cache.append(keys[:, part], values[:, part])
@@ -96,7 +97,7 @@ def test_a_row_depends_neither_on_other_rows_nor_on_later_positions(
     together = attention(q, filled(keys, values), past, spec)
     cache = filled(keys[:, :past], values[:, :past], chunk=7)
     edges = [0, *sorted(min(cut, count) for cut in cuts), count]
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         part = slice(past + start, past + stop)
         cache.append(keys[:, part], values[:, part])
         if stop > start:

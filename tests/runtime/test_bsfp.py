@@ -126,14 +126,14 @@ def nearest_allowed(weights, scale):
     return distance.argmin(axis=1), distance.min(axis=1) * abs(scale)
 
 
-def with_table(weights, scale):
-    """The scale as FP16, with the sign that the tight table needs, raised to 8 s > max|w|."""
+def with_table(weights, scale, prefer_tight=True):
+    """The scale as FP16, raised to 8 s > max|w|, negative if the tight table is to be used."""
     scale = np.float16(scale)
     while 8 * float(scale) <= np.abs(weights).max():
         scale = np.nextafter(scale, np.float16(np.inf))
     fields = weights.astype(np.float16).view(np.uint16) >> 10 & 31
     tight = SETS.allowed[scale_class(np.float16(-scale).view(np.uint16)), fields]
-    return float(-scale if np.all(tight) else scale)
+    return float(-scale if prefer_tight and np.all(tight) else scale)
 
 
 def candidates(weights):
@@ -142,19 +142,26 @@ def candidates(weights):
     return [rms * f for f in (0.8, 0.9, 1, 1.1, 1.25)] + [peak * f for f in (0.6, 0.75, 0.9)]
 
 
+def tried(weights, importance, scale, prefer_tight):
+    """(error, scale) for a candidate scale and after one least-squares step from it."""
+    for _ in range(2):
+        scale = with_table(weights, scale, prefer_tight)
+        codes, distance = nearest_allowed(weights, scale)
+        yield np.sum(importance * distance**2), abs(scale)
+        levels = SETS.levels.astype(np.float64)[codes]
+        refined = np.sum(importance * np.abs(weights) * levels)
+        scale = refined / np.sum(importance * levels**2)
+
+
 def best_error(weights, importance):
-    """Least error of the candidate scales and of one least-squares step from each."""
-    errors = []
-    for candidate in candidates(weights):
-        scale = with_table(weights, candidate)
-        for _ in range(2):
-            codes, distance = nearest_allowed(weights, scale)
-            errors.append(np.sum(importance * distance**2))
-            levels = SETS.levels.astype(np.float64)[codes]
-            square = np.sum(importance * levels**2)
-            refined = np.sum(importance * np.abs(weights) * levels) / square
-            scale = with_table(weights, refined)
-    return min(errors)
+    """Least error of all candidate scales, and of the wide table from the best of them."""
+    found = [
+        pair
+        for candidate in candidates(weights)
+        for pair in tried(weights, importance, candidate, prefer_tight=True)
+    ]
+    best = min(found)
+    return min(best, *tried(weights, importance, best[1], prefer_tight=False))[0]
 
 
 @pytest.mark.parametrize("scale", [0.03, 1e-3, 2e-6, 40.0])
@@ -169,6 +176,39 @@ def test_search_finds_the_best_candidate(scale, weighted):
     found = np.sum(importance[:, None] * (weights - draft(encoded, SETS)) ** 2, axis=0)
     for column in range(bits.shape[1]):
         assert found[column] <= best_error(weights[:, column], importance) * (1 + 1e-3)
+
+
+def test_scales_round_to_the_nearest_half():
+    rng = np.random.default_rng(0)
+    random = np.exp(rng.uniform(np.log(1e-9), np.log(65504), 64 * 200))
+    halves = np.arange(0x7BFF, dtype=np.uint16).view(np.float16).astype(np.float64)
+    ties = (halves[1:] + halves[:-1]) / 2
+    for values_ in (random, halves, ties):
+        wanted = np.resize(values_, (-(-len(values_) // 64), 64)).astype(np.float32)
+        patterns = np.empty(wanted.shape, np.uint16)
+        for row, out in zip(wanted, patterns, strict=True):
+            bsfp._half_bits(row, out)
+        assert np.array_equal(patterns, wanted.astype(np.float16).view(np.uint16))
+
+
+@pytest.mark.parametrize(
+    "peak", [0x0001, 0x0007, 0x03F8, 0x0400, 0x0BFF, 0x0C00, 0x0FFF, 0x1000, 0x7BFF]
+)
+def test_too_small_a_scale_becomes_the_next_above_an_eighth_of_the_peak(peak):
+    peaks = np.full(64, peak, np.uint16)
+    value = float(peaks[:1].view(np.float16)[0])
+    eighth = np.float16(value / 8)
+    above = eighth if 8 * float(eighth) > value else np.nextafter(eighth, np.float16(np.inf))
+    for start in (np.float16(0), eighth, above, np.float16(4) * above):
+        patterns = np.full(64, start, np.float16).view(np.uint16)
+        bsfp._choose_class(patterns, peaks, np.ones(64, np.uint32), SETS.held, False)
+        assert np.all(patterns.view(np.float16) == max(start, above))
+
+
+def test_scales_saturate():
+    patterns = np.empty(64, np.uint16)
+    bsfp._half_bits(np.full(64, 1e6, np.float32), patterns)
+    assert np.all(patterns.view(np.float16) == 65504)
 
 
 def test_every_code_is_the_nearest_that_is_allowed():
@@ -264,7 +304,7 @@ def test_importance_counts_only_in_proportion(name):
     weighted = encode(bits, book, 64, importance=importance)
     assert same(encode(bits, book, 64, importance=np.full(100, 3, np.float32)), plain)
     assert same(encode(bits, book, 64, importance=np.zeros(100, np.float32)), plain)
-    assert same(encode(bits, book, 64, importance=importance * np.float32(1024)), weighted)
+    assert same(encode(bits, book, 64, importance=importance * np.float32(2.0**120)), weighted)
     assert np.array_equal(decode(weighted, book), bits)
 
     def error(encoded):

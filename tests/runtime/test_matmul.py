@@ -119,7 +119,7 @@ def test_calls_from_several_threads_do_not_mix(everything_shared: None) -> None:
 
 
 def test_product_and_sum_round_separately() -> None:
-    """The square of a is 1 + 2^-11 + 2^-24: FP32 drops the last term, a fused operation does not."""
+    """The square of a is 1 + 2^-11 + 2^-24: a fused operation would not drop the last term."""
     a = np.float32(1 + 2.0**-12)
     rounded = np.float32(1 + 2.0**-11)
     assert Fraction(float(a)) ** 2 - Fraction(float(rounded)) == Fraction(1, 2**24)

@@ -1,0 +1,83 @@
+"""Which operations have surely ended before another starts, by the rules that `timing` states."""
+
+from xdsl.dialects.func import FuncOp
+from xdsl.ir import Operation, SSAValue
+
+from speqc.dialects import pe
+from speqc.runtime.vector_ops import VECTOR_OPS
+
+
+class FinishOrder:
+    """The operations of a step function that have ended, in every run, before a given one starts.
+
+    An operation starts when the results that it needs are ready and the one before it on its unit
+    has ended. The DRAM channel is a queue, so what streams weights or constants also starts after
+    every earlier store. (A cache may be empty: then its stream waits for nothing.)
+
+    Sets of operations are integers with a bit for each.
+    """
+
+    def __init__(self, function: FuncOp):
+        self._bits: dict[Operation, int] = {}
+        self._before: dict[Operation, int] = {}
+        latest: dict[str, int] = {"array": 0, "vector": 0}
+        stores = 0
+        for place, op in enumerate(function.body.block.ops):
+            before = 0
+            for value in op.operands:
+                before |= self._with(value)
+            unit = unit_of(op)
+            if unit in latest:
+                before |= latest[unit]
+            if _streams(op):
+                before |= stores
+            self._bits[op] = 1 << place if unit is not None else 0
+            self._before[op] = before
+            if unit in latest:
+                latest[unit] = before | self._bits[op]
+            elif unit == "dram":
+                stores |= before | self._bits[op]
+
+    def set_of(self, *ops: Operation) -> int:
+        """The set of some operations that run on a unit (others take no time and are left out)."""
+        members = 0
+        for op in ops:
+            members |= self._bits[op]
+        return members
+
+    def before(self, op: Operation) -> int:
+        """The set of operations that have ended when `op` starts."""
+        return self._before[op]
+
+    def _with(self, value: SSAValue) -> int:
+        """The operations that have ended when a value is ready."""
+        owner = value.owner
+        return self._before[owner] | self._bits[owner] if isinstance(owner, Operation) else 0
+
+
+def unit_of(op: Operation) -> str | None:
+    """The unit on which an operation ends: array, vector or dram; None where it takes no time."""
+    match op:
+        case pe.GemmOp():
+            return "array"
+        case pe.AttentionOp():
+            return op.unit.data.value
+        case pe.VectorOp():
+            return "vector" if _takes_time(op) else None
+        case pe.GatherOp():
+            return "vector"
+        case pe.AppendOp():
+            return "dram"
+        case _:
+            return None
+
+
+def _takes_time(op: pe.VectorOp) -> bool:
+    renames = op.kernel.data in VECTOR_OPS and not VECTOR_OPS[op.kernel.data].lane_ops
+    return _streams(op) or not renames
+
+
+def _streams(op: Operation) -> bool:
+    return any(
+        isinstance(value.owner, pe.LoadWeightOp | pe.LoadConstantOp) for value in op.operands
+    )

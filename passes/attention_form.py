@@ -11,8 +11,8 @@ class AttentionForm:
     """An attention about to be raised; fields as of `speq.attention`.
 
     `query` is [1, H, M, D], `key` and `value` are the new rows [1, KV, M, ...] as the cache keeps
-    them. `last` is the operation whose first result is the attention's: [1, H, M, E], or with
-    `joined` [1, M, H * E].
+    them. `last` is the operation whose first result is the attention's: [1, H, M, E] (the
+    batch may be missing), or with `joined` [1, M, H * E].
     """
 
     last: Operation

@@ -79,20 +79,22 @@ def _elementwise_source(op: Operation) -> SSAValue | None:
 def is_grouped_query(value: SSAValue, read: CacheRead, *, transposed: bool, opset: int) -> bool:
     """Whether `value` is the cache as H query heads read it: head h has cache head h // (H / KV).
 
-    `transposed`: the last two dimensions are channels and positions, as for keys.
+    The batch of one may be missing. `transposed`: the last two dimensions are channels and
+    positions, as for keys.
     """
-    if len(shape(read.root)) != 4 or len(shape(value)) != 4:
+    if len(shape(read.root)) != 4 or len(shape(value)) not in (3, 4):
         return False
     _, heads, _, width = shape(read.root)
     if heads == ANY or width == ANY:
         return False
     cache = np.arange(heads * SAMPLE_POSITIONS * width).reshape(1, heads, SAMPLE_POSITIONS, width)
     found = Probe({read.root: cache}, opset, read.aliases).value(value)
-    query_heads = shape(value)[1]
-    if found is None or found.ndim != 4 or query_heads % heads:
+    query_heads = shape(value)[-3]
+    if found is None or found.ndim not in (3, 4) or query_heads % heads:
         return False
     expected: NDArray = np.repeat(cache, query_heads // heads, axis=1)
-    return np.array_equal(found, expected.swapaxes(2, 3) if transposed else expected)
+    expected = expected.swapaxes(2, 3) if transposed else expected
+    return np.array_equal(found.reshape(-1, *found.shape[-3:]), expected)
 
 
 def on_new_rows(builder: Builder, rows: SSAValue, elementwise: Sequence[Operation]) -> SSAValue:

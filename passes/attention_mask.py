@@ -19,11 +19,14 @@ from speqc.passes.step_samples import StepSampler
 ROWS, PASTS = (1, 2, 5, 16), (0, 1, 7, 33)
 """Numbers of new tokens and of past positions that masks are evaluated for, all combinations."""
 
-LONG_PAST = 65_535
-"""A past that no sliding window reaches over."""
+SHORT_STEP = (2, 3)
+"""(rows, past) of the step that tells whether a value depends on lengths alone."""
 
-LONG_ROWS = 4_608
-"""As many new tokens, for a graph without caches: a longer window can't be told from none."""
+LONG_PASTS = (65_535, 1_023, 255)
+"""Pasts that sliding windows do not reach over; the shorter ones for graphs with a fixed context."""
+
+LONG_ROWS = (4_608, 1_023, 255)
+"""As many new tokens, for graphs without caches: a longer window can't be told from none there."""
 
 
 @dataclass
@@ -36,11 +39,12 @@ class MaskReader:
 
     def known(self, value: SSAValue) -> bool:
         """Whether `value` depends on nothing but lengths, mask and positions."""
-        return self._probe(2, 3).value(value) is not None
+        rows, past = SHORT_STEP
+        return self._probe(rows, past if self.sampler.has_caches else 0).value(value) is not None
 
     def is_never(self, condition: SSAValue) -> bool:
         """Whether a condition is false everywhere, in every step."""
-        for rows, past in (*self._steps(), self.long_step):
+        for rows, past in (*self._steps(), self._long_step(condition)):
             value = self._probe(rows, past).value(condition)
             if value is None or value.any():
                 return False
@@ -62,7 +66,7 @@ class MaskReader:
         return self._windows[key]
 
     def _find_window(self, op: Operation, masks: tuple[Mask, ...], is_causal: bool) -> int | None:
-        rows, past = long = self.long_step
+        rows, past = long = self._long_step(*(mask.value for mask in masks))
         admitted = int(self._admitted(masks, rows, past, is_causal)[-1].sum())
         window = admitted if admitted < rows + past else None
         steps = [*self._steps(), long]
@@ -78,10 +82,16 @@ class MaskReader:
                 )
         return window
 
-    @property
-    def long_step(self) -> tuple[int, int]:
-        """(rows, past) of a step that reaches over sliding windows."""
-        return (1, LONG_PAST) if self.sampler.has_caches else (LONG_ROWS, 0)
+    def _long_step(self, *values: SSAValue) -> tuple[int, int]:
+        """(rows, past) of the longest step that all values can be evaluated for."""
+        if self.sampler.has_caches:
+            steps = [(1, past) for past in LONG_PASTS]
+        else:
+            steps = [(rows, 0) for rows in LONG_ROWS]
+        for step in steps:
+            if all(self._probe(*step).value(value) is not None for value in values):
+                return step
+        return steps[-1]
 
     def is_length(self, value: SSAValue, fewer: int) -> bool:
         """Whether all elements of `value` are past + rows - `fewer` in every step."""
@@ -100,7 +110,10 @@ class MaskReader:
             admitted &= causal_mask(rows, past, None)
         for mask in masks:
             value = self._probe(rows, past).value(mask.value)
-            assert value is not None
+            if value is None:
+                raise fail(
+                    mask.op, f"the mask can't be computed for {rows} tokens behind {past} positions"
+                )
             shown = _shown(mask, value)
             if shown.size != shown.shape[-1] * (shown.shape[-2] if shown.ndim > 1 else 1):
                 raise fail(mask.op, "the mask differs between heads")

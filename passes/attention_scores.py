@@ -121,6 +121,8 @@ def _source(op: Operation, known: Known) -> SSAValue | None:
     match op.name:
         case "onnx.Cast" | "onnx.Identity" | "onnx.Tanh":
             return op.operands[0]
+        case "onnx.Reshape" | "onnx.Squeeze" | "onnx.Unsqueeze" if _keeps_heads(op):
+            return op.operands[0]
         case "onnx.Add" | "onnx.Mul" | "onnx.Div" | "onnx.Max":
             candidates = op.operands
         case "onnx.Where" if known(op.operands[0]):
@@ -129,6 +131,12 @@ def _source(op: Operation, known: Known) -> SSAValue | None:
             return None
     unknown = [operand for operand in candidates if not known(operand)]
     return unknown[0] if len(unknown) == 1 else None
+
+
+def _keeps_heads(op: Operation) -> bool:
+    """Whether an operation only adds or removes the dimension of the batch, which is 1."""
+    before, after = shape(op.operands[0]), shape(op.results[0])
+    return before[-3:] == after[-3:] and {*before[:-3], *after[:-3]} <= {1}
 
 
 def _check_order(steps: list[tuple[Operation, SSAValue]], type: AnyFloat) -> None:
@@ -197,8 +205,12 @@ def _masks(steps: list[tuple[Operation, SSAValue]]) -> list[Mask]:
 
 def _next(value: SSAValue) -> Operation | None:
     """The one operation that takes probabilities further."""
-    if (op := only_user(value, "Cast", "Identity", "MatMul")) is not None:
-        return op if op.name != "onnx.MatMul" or op.operands[0] is value else None
+    if (op := only_user(value, "Cast", "Identity")) is not None:
+        return op
+    if (op := only_user(value, "Reshape", "Squeeze", "Unsqueeze")) is not None:
+        return op if _keeps_heads(op) else None
+    if (op := only_user(value, "MatMul")) is not None:
+        return op if op.operands[0] is value else None
     users = {use.operation for use in value.uses}
     where = next((op for op in users if op.name == "onnx.Where" and op.operands[2] is value), None)
     if where is None or len(users) != 2:

@@ -7,6 +7,7 @@ from speqc.passes.attention_form import AttentionForm
 from speqc.passes.attention_mask import MaskReader
 from speqc.passes.attention_scores import float_type, read_output, read_scores
 from speqc.passes.building import Builder
+from speqc.passes.matching import shape
 
 
 def read_softmax(softmax: Operation, masks: MaskReader, caches: Caches) -> AttentionForm | None:
@@ -24,9 +25,10 @@ def read_softmax(softmax: Operation, masks: MaskReader, caches: Caches) -> Atten
     value = caches.rows_read(output.product, values, builder, transposed=False)
     if key is None or value is None:
         return None
+    query = scores.product.operands[0]
     return AttentionForm(
         last=output.product,
-        query=scores.product.operands[0],
+        query=builder.reshape(query, (1, *shape(query)[-3:])),
         key=key,
         value=value,
         result_type=float_type(output.product, output.product.results[0]),

@@ -115,7 +115,11 @@ class Probe:
             return _shaped(op, samples)
         arrays = [sample if isinstance(sample, np.ndarray) else None for sample in samples]
         count = len(op.results)
-        return evaluate(operator(op), arrays, attributes(op), self._opset, count)[:count]
+        try:
+            return evaluate(operator(op), arrays, attributes(op), self._opset, count)[:count]
+        except (IndexError, ValueError):
+            # The graph does not run at the sample's sizes: it has a table of fixed length.
+            return None
 
 
 def _shaped(op: Operation, samples: Sequence[Sample | None]) -> Sequence[Sample] | None:

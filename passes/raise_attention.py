@@ -80,11 +80,9 @@ class _Raiser:
         )
         builder.add(attention)
         builder.add(CacheAppendOp(cache, form.key, form.value))
-        result = attention.result
-        if form.joined:
-            result.name_hint = form.last.results[0].name_hint
-            result = join_heads(builder, result)
-        replace_result(form.last, result)
+        attention.result.name_hint = form.last.results[0].name_hint
+        result = join_heads(builder, attention.result) if form.joined else attention.result
+        replace_result(form.last, builder.reshape(result, shape(form.last.results[0])))
 
     def _declare(self, form: AttentionForm) -> str:
         if element_type(form.key) != element_type(form.value):

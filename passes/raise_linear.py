@@ -145,11 +145,19 @@ def _product(op: OnnxOp, matrix: _Matrix, weights: _Weights) -> SSAValue:
     return builder.reshape(product.result, shape(result))
 
 
+def _carried(indices: SSAValue) -> SSAValue:
+    """The indices before casts, and reshapes to the shape that they have."""
+    while (op := producer(indices, "Cast", "Identity", "Reshape")) is not None:
+        if shape(op.operands[0]) != shape(indices):
+            break
+        indices = op.operands[0]
+    return indices
+
+
 def _raise_gather(op: OnnxOp, weights: _Weights) -> SSAValue | None:
     """`onnx.Gather` of rows by token -> `speq.embedding`."""
     table, indices = op.operands
-    while (cast := producer(indices, "Cast", "Identity")) is not None:
-        indices = cast.operands[0]
+    indices = _carried(indices)
     # The table's rows are the columns of the matrix that would give logits.
     matrix = _matrix(table, transposed=True)
     if matrix is None or indices is not weights.tokens or op.integer("axis", 0) != 0:

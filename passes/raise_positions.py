@@ -94,7 +94,9 @@ class RaisePositionsPass(ModulePass):
             _substitute(argument, tokens, first)
         erase_arguments(op, function, given)
         sampler = StepSampler(op, function)
-        probes = {step: sampler.probe(*step) for step in STEPS}
+        # A graph without caches is one that has no past yet.
+        steps = [step for step in STEPS if sampler.has_caches or step[1] == 0]
+        probes = {step: sampler.probe(*step) for step in steps}
         for computed in list(_computed(function, probes)):
             _substitute(computed.results[0], tokens, computed)
         region_dce(op.body)

@@ -176,7 +176,7 @@ def _weigh(
     end = max(begin, end)
     stride = weights.shape[1]
     clear(sums)
-    # Rows -1 and `rows` stand for all together, between the two passes over single rows.
+    # Each row by itself, all rows together, each row by itself once more.
     for step in range(2 * rows + 1):
         r = step if step < rows else step - rows - 1
         taken, first, stop = 1, low[r], min(begin, high[r])

@@ -216,42 +216,52 @@ def is_half(x: NDArray[np.floating[Any]]) -> bool:
     raise TypeError(f"expected float16 or float32, not {x.dtype}")
 
 
+def _plain(x: NDArray[Any]) -> NDArray[Any]:
+    """Return `x`, or a copy if it is read-only or not contiguous.
+
+    For such arrays numba would compile every kernel once more.
+    """
+    return x if x.flags.c_contiguous and x.flags.writeable else x.copy()
+
+
 def as_bytes(x: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
     """Return an array's numbers as bytes in a row, as `number_at` takes them.
 
-    It is a view of `x` if that is contiguous.
+    It is a view of `x` if that is contiguous and writeable, else a copy.
     """
-    return x.reshape(-1).view(np.uint8)
+    return _plain(x).reshape(-1).view(np.uint8)
 
 
 def panel_view(x: NDArray[np.floating[Any]]) -> NDArray[np.uint16] | NDArray[np.float32]:
-    """Return a contiguous view or copy of an array: FP16 as its bits (uint16), FP32 as it is."""
-    contiguous = x if x.flags.c_contiguous else x.copy()
-    return contiguous.view(np.uint16) if is_half(x) else contiguous
+    """Return an array as kernels take it: FP16 as its bits (uint16), FP32 as it is.
+
+    It is a view of `x` if that is contiguous and writeable, else a copy.
+    """
+    return _plain(x).view(np.uint16) if is_half(x) else _plain(x)
 
 
 def to_single(x: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    """Return an FP16 or FP32 array as FP32, contiguous; `x` itself where it is that already.
+    """Return an FP16 or FP32 array as FP32, contiguous and writeable: `x` itself where it is that.
 
     Raises TypeError for another dtype.
     """
     if not is_half(x):
-        return x if x.flags.c_contiguous else x.copy()
+        return _plain(x)
     out = np.empty(x.shape, np.float32)
-    _extend_array(x.reshape(-1).view(np.uint16), out.reshape(-1))
+    _extend_array(_plain(x).reshape(-1).view(np.uint16), out.reshape(-1))
     return out
 
 
 def to_half(x: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
-    """Return an FP16 or FP32 array as FP16, contiguous, each number rounded once.
+    """Return an FP16 or FP32 array as FP16, contiguous and writeable, each number rounded once.
 
-    What is too large becomes infinite, without a warning. Returns `x` itself where it is FP16 and
-    contiguous already; raises TypeError for another dtype.
+    What is too large becomes infinite, without a warning. Returns `x` itself where it is that
+    already; raises TypeError for another dtype.
     """
     if is_half(x):
-        return x if x.flags.c_contiguous else x.copy()
+        return _plain(x)
     out = np.empty(x.shape, np.float16)
-    _truncate_array(x.reshape(-1), out.reshape(-1).view(np.uint16))
+    _truncate_array(_plain(x).reshape(-1), out.reshape(-1).view(np.uint16))
     return out
 
 

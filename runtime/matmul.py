@@ -35,6 +35,7 @@ from speqc.runtime.fp16 import (
 FloatArray = NDArray[np.floating[Any]]
 Panels = NDArray[np.uint16] | NDArray[np.float32]
 
+# numba compiles a function once more for a literal 0, and not for np.int64(0).
 Index = int | np.int64
 
 BLOCK = 64
@@ -46,7 +47,8 @@ TILE_ROWS = 4
 _PARALLEL_WORK = 500_000
 """Products below which waking another thread costs more than it saves."""
 
-_TILE_COLUMNS = {1: 64, 2: 32, 3: 16, 4: 16}
+# Accumulators of each tile: 8 to 16 registers of 8 numbers, as most processors have.
+_COLUMNS_1, _COLUMNS_2, _COLUMNS_3, _COLUMNS_4 = 64, 32, 16, 16
 
 
 def _element(builder: Any, array: Any, offset: Any, wide: Any) -> Any:
@@ -146,10 +148,10 @@ def _tile(rows: int, columns: int) -> Any:
     return inline_llvm(typing)
 
 
-_tile_1 = _tile(1, _TILE_COLUMNS[1])
-_tile_2 = _tile(2, _TILE_COLUMNS[2])
-_tile_3 = _tile(3, _TILE_COLUMNS[3])
-_tile_4 = _tile(4, _TILE_COLUMNS[4])
+_tile_1 = _tile(1, _COLUMNS_1)
+_tile_2 = _tile(2, _COLUMNS_2)
+_tile_3 = _tile(3, _COLUMNS_3)
+_tile_4 = _tile(4, _COLUMNS_4)
 
 
 @inline_llvm
@@ -197,7 +199,7 @@ class _Workers:
 
     def call(self, kernel: Any, arguments: tuple[Any, ...], helpers: int) -> None:
         """Run kernel(*arguments) here and, if they are free, in up to `helpers` other threads."""
-        while self._started < self.count:
+        while helpers and self._started < self.count:
             self._started += 1
             threading.Thread(target=self._work, daemon=True).start()
         for _ in range(min(helpers, self.count) - self._calls.qsize()):
@@ -261,13 +263,13 @@ def accumulate(
     if rows == 1:
         _tile_1(x, x_offset, step, w, w_offset, depth, sums, sums_offset, stride)
     elif rows == 2:
-        for c in range(0, BLOCK, 32):
+        for c in range(0, BLOCK, _COLUMNS_2):
             _tile_2(x, x_offset, step, w, w_offset + c, depth, sums, sums_offset + c, stride)
     elif rows == 3:
-        for c in range(0, BLOCK, 16):
+        for c in range(0, BLOCK, _COLUMNS_3):
             _tile_3(x, x_offset, step, w, w_offset + c, depth, sums, sums_offset + c, stride)
     else:
-        for c in range(0, BLOCK, 16):
+        for c in range(0, BLOCK, _COLUMNS_4):
             _tile_4(x, x_offset, step, w, w_offset + c, depth, sums, sums_offset + c, stride)
 
 
@@ -408,9 +410,8 @@ def matmul_draft(
     result = _output(x, panels, n, out_dtype, out)
     if scales.shape != (panels.shape[0], -(-x.shape[1] // group_size), BLOCK):
         raise ValueError(f"scales {scales.shape} do not fit panels {panels.shape}")
-    return _multiplied(
-        x, panels, np.ascontiguousarray(scales).view(np.uint16), group_size, n, result
-    )
+    scale_bits = np.ascontiguousarray(scales).view(np.uint16)
+    return _multiplied(x, panels, scale_bits, group_size, n, result)
 
 
 def pack_panels(w: FloatArray) -> Panels:

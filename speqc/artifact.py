@@ -14,18 +14,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
-from xdsl.parser import Parser
-from xdsl.utils.exceptions import DiagnosticException, ParseError
 
 from speqc.dump_ir import print_module
-from speqc.opt import describe_ir_error
-from speqc.pipeline import pass_class
+from speqc.program_reader import read_program
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.module_attributes import module_context, module_target
 from speqc.tensor_store import StoredTensor, file_digest
-from speqc.universe import SPEQC_UNIVERSE
 from speqc.weight_writer import write_weights
 
 FORMAT = "speqc artifact"
@@ -183,7 +178,7 @@ def load_artifact(path: Path) -> Artifact:
         weights = pool.submit(_check_file, path, WEIGHTS, files[WEIGHTS])
         for name in files.keys() - {WEIGHTS}:
             _check_file(path, name, files[name])
-        program = _read_program(path / PROGRAM)
+        program = read_program(path / PROGRAM)
         weights.result()
     tokenizer = path / TOKENIZER if TOKENIZER in files else None
     return Artifact(path, manifest, program, path / WEIGHTS, tokenizer)
@@ -247,30 +242,3 @@ def _check_file(folder: Path, name: str, expected: Mapping[str, Any]) -> None:
             f"{folder}: {name} is damaged: its digest is not the manifest's: "
             "compile the model again"
         )
-
-
-def new_context() -> Context:
-    """A context that knows what IR of ours is made of."""
-    from xdsl.dialects.builtin import Builtin
-    from xdsl.dialects.func import Func
-
-    context = Context()
-    context.load_dialect(Builtin)
-    context.load_dialect(Func)
-    for name, factory in SPEQC_UNIVERSE.all_dialects.items():
-        context.register_dialect(name, factory)
-    return context
-
-
-def _read_program(path: Path) -> ModuleOp:
-    context = new_context()
-    try:
-        program = Parser(context, path.read_text("utf-8"), str(path)).parse_module()
-        program.verify()
-        pass_class("verify-pe")().apply(context, program)
-    except (ParseError, DiagnosticException, UnicodeDecodeError) as error:
-        reason = describe_ir_error(error, path.name)
-        raise SpeqcError(f"{path}: not a program that this speqc can run: {reason}") from error
-    except SpeqcError as error:
-        raise SpeqcError(f"{path}: not a program that this speqc can run: {error}") from error
-    return program

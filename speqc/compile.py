@@ -9,13 +9,14 @@ from pathlib import Path
 from xdsl.dialects.builtin import IntegerAttr, ModuleOp, i64
 from xdsl.dialects.func import FuncOp
 
-from speqc.artifact import Origin, check_destination, new_context, write_artifact
+from speqc.artifact import Origin, check_destination, write_artifact
 from speqc.diagnostics import note, progress
 from speqc.dialects.speq import WeightOp
 from speqc.dump_ir import IrDump, print_module
 from speqc.model_folder import ModelFolder, read_model_folder
 from speqc.onnx_import import Imported, import_model
 from speqc.pipeline import LEVELS, PassOptions, passes_to
+from speqc.program_reader import new_context
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.module_attributes import CONTEXT_NAME, TARGET_NAME, target_attribute
 from speqc.runtime.target import Target

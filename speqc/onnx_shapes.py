@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import onnx_ir as ir
@@ -130,19 +131,25 @@ def _exact_reshape(source: ir.Shape, target: ir.Shape) -> ir.Shape:
     ]
     if len(odd) != 1:
         return target
-    others = _product([dim for position, dim in enumerate(dims) if position != odd[0]])
-    exact = (_product(list(source)) / others).simplify()
-    if exact.value is None:
-        return target
-    dims[odd[0]] = int(exact.value) if exact.value.isdecimal() else exact
+    others = (str(dim) for position, dim in enumerate(dims) if position != odd[0])
+    quotient = _quotient(tuple(str(dim) for dim in source), tuple(others))
+    if quotient is not None:
+        dims[odd[0]] = int(quotient) if quotient.isdecimal() else ir.SymbolicDim(quotient)
     return ir.Shape(dims)
 
 
-def _product(dims: list[Dim]) -> ir.SymbolicDim:
-    product = ir.SymbolicDim("1")
-    for dim in dims:
-        product = product * dim
-    return product
+@cache
+def _quotient(numerators: tuple[str, ...], denominators: tuple[str, ...]) -> str | None:
+    """The product of some sizes by that of others, simplified; None if one is unknown.
+
+    Cached, as layers repeat themselves and simplifying takes milliseconds.
+    """
+    quotient = ir.SymbolicDim("1")
+    for numerator in numerators:
+        quotient = quotient * ir.SymbolicDim(numerator)
+    for denominator in denominators:
+        quotient = quotient / ir.SymbolicDim(denominator)
+    return None if "None" in (*numerators, *denominators) else quotient.simplify().value
 
 
 def _reshape_dims(source: ir.Shape, target: ir.Shape) -> list[int] | None:

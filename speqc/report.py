@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from speqc.diagnostics import progress
 from speqc.passes.form_draft_verify import DRAFT, FULL
 from speqc.runtime.calls import Call
 from speqc.runtime.decode import Round
@@ -68,6 +69,15 @@ def _rate(rounds: Sequence[Round], place: int) -> float:
     return sum(entry.accepted > place for entry in reached) / len(reached)
 
 
+def time_calls(timer: ProgramTimer, calls: Sequence[Call]) -> None:
+    """Have the timer time passes, which it remembers, and show progress."""
+    distinct = dict.fromkeys(calls)
+    with progress("timing", len(distinct)) as advance:
+        for call in distinct:
+            timer.step(*call)
+            advance(1)
+
+
 def timing_fields(
     timer: ProgramTimer, calls: Sequence[Call], prompt_length: int, tokens: int
 ) -> Fields:
@@ -95,6 +105,7 @@ def run_fields(
     prompt = [call for call in calls if call.past < prompt_length]
     full_passes = sum(call.function == FULL for call in calls) - len(prompt)
     baseline = [*prompt, *token_calls(prompt_length, tokens)]
+    time_calls(timer, [*calls, *baseline])
     fields = {
         "prompt_tokens": prompt_length,
         "new_tokens": tokens,

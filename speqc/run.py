@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
-import numpy as np
 from tokenizers import Tokenizer
 
 from speqc.artifact import Artifact, load_artifact
+from speqc.check import check_options, compare
 from speqc.diagnostics import note, progress
 from speqc.report import Fields, print_report, run_fields, write_json
 from speqc.runtime.decode import Decoded, DecodeOptions, check_prompt, decode
-from speqc.runtime.errors import CheckFailed, SpeqcError
+from speqc.runtime.errors import SpeqcError
 from speqc.runtime.machine import Machine
 from speqc.runtime.program_timing import ProgramTimer
 from speqc.runtime.weights import WeightFile
@@ -73,17 +73,6 @@ def run(
     print_report(result.fields, mode, stderr=True)
     if check:
         session.check(tokens, options, result.decoded)
-
-
-def check_options(mode: str, options: DecodeOptions) -> None:
-    """Raise SpeqcError where a run is not one that must equal autoregressive decoding."""
-    if mode == "draft":
-        raise SpeqcError("--check: the draft mode only approximates the model")
-    if options.sampling.temperature > 0:
-        raise SpeqcError(
-            "--check: sampled tokens follow the model's distribution, but are not the same ones; "
-            "check with temperature 0"
-        )
 
 
 class Session:
@@ -171,30 +160,6 @@ def parse_token_ids(text: str) -> list[int]:
         raise SpeqcError(
             f"--token-ids: expected numbers with commas between, such as 1,2,3, got {text!r}"
         ) from None
-
-
-def compare(decoded: Decoded, plain: Decoded) -> None:
-    """Raise CheckFailed naming the first token or logit in which a run differs from a plain one."""
-    pairs = zip(decoded.tokens, plain.tokens, decoded.logits, plain.logits, strict=False)
-    for place, (token, expected, row, expected_row) in enumerate(pairs):
-        differing = np.flatnonzero(_bits(row) != _bits(expected_row))
-        if differing.size:
-            entry = int(differing[0])
-            raise CheckFailed(
-                f"new token {place}: {differing.size} logits differ, first that of token id "
-                f"{entry}: {row[entry]!r} instead of {expected_row[entry]!r}"
-            )
-        if token != expected:
-            raise CheckFailed(f"new token {place} is {token}, autoregressive decoding's {expected}")
-    if len(decoded.tokens) != len(plain.tokens):
-        raise CheckFailed(
-            f"{len(decoded.tokens)} new tokens, autoregressive decoding gives {len(plain.tokens)}"
-        )
-
-
-def _bits(row: np.ndarray) -> np.ndarray:
-    """A row of logits as integers: NaN equals itself, and the zeros differ."""
-    return row.view(f"u{row.dtype.itemsize}")
 
 
 class _Sink:

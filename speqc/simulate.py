@@ -6,11 +6,8 @@ round that drafts d of them accepts j < d with probability A^j (1 - A) and all o
 cost still to come, as a function of the tokens already emitted, follows from the last token back.
 """
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +16,7 @@ from xdsl.dialects.builtin import ModuleOp
 from speqc.artifact import load_artifact
 from speqc.diagnostics import note, progress
 from speqc.dialects.speq import CallOp
-from speqc.passes.form_draft_verify import DRAFT, FULL
+from speqc.replay import Replay, read_replay
 from speqc.report import (
     Fields,
     print_report,
@@ -27,14 +24,14 @@ from speqc.report import (
     round_calls,
     run_fields,
     speedup_fields,
+    time_calls,
     timing_fields,
     token_calls,
     write_json,
 )
 from speqc.retarget import retarget
-from speqc.runtime.calls import Call
 from speqc.runtime.costs import dram_energy_joules
-from speqc.runtime.decode import MODES, Round, find_program
+from speqc.runtime.decode import Round, find_program
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.module_attributes import module_context
 from speqc.runtime.program_timing import ProgramTimer
@@ -42,26 +39,6 @@ from speqc.target_files import load_target
 
 CYCLES, BYTES, DRAFTED, ACCEPTED, ROUNDS = range(5)
 """What is summed up over rounds: places in a vector of expectations."""
-
-
-@dataclass(frozen=True)
-class Replay:
-    """A recorded run: how many tokens, and for speculative decoding its rounds."""
-
-    mode: str
-    prompt_length: int
-    new_tokens: int
-    rounds: Sequence[Round]
-    prompt_chunk: int | None
-
-    def calls(self, chunk: int) -> list[Call]:
-        """The passes of the run, with a prompt in chunks of `chunk` tokens."""
-        prompt = prompt_calls(self.prompt_length, chunk)
-        if self.mode == "speculative":
-            return prompt + round_calls(self.prompt_length, self.rounds)
-        step = DRAFT if self.mode == "draft" else FULL
-        plain = token_calls(self.prompt_length, self.new_tokens)
-        return prompt + [call._replace(function=step) for call in plain]
 
 
 def simulate(
@@ -142,54 +119,10 @@ def _replayed(program: ModuleOp, run: Replay, new_tokens: int | None) -> tuple[s
     check_lengths(program, run)
     calls = run.calls(run.prompt_chunk or program_chunk(program))
     timer = ProgramTimer(program)
-    with progress("timing", len(calls)) as advance:
-        for call in calls:
-            timer.step(*call)
-            advance(1)
     return run.mode, {
         "mode": run.mode,
         **run_fields(timer, run.prompt_length, run.new_tokens, calls, run.rounds),
     }
-
-
-def read_replay(path: Path, prompt_length: int | None = None) -> Replay:
-    """The run of a report that `speqc run --json` wrote; `prompt_length` replaces its own.
-
-    Raises SpeqcError where the file is no such report.
-    """
-    try:
-        return _replay(json.loads(path.read_text("utf-8")), prompt_length)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SpeqcError(f"{path}: not a report of 'speqc run --json': {error!r}") from error
-
-
-def _replay(report: dict[str, Any], prompt_length: int | None) -> Replay:
-    run = Replay(
-        report["mode"],
-        prompt_length or _count(report["prompt_tokens"]),
-        _count(report["new_tokens"]),
-        [_round(entry) for entry in report.get("rounds", ())],
-        report.get("prompt_chunk"),
-    )
-    if run.mode not in MODES:
-        raise ValueError(f"unknown mode {run.mode!r}")
-    given = [entry.accepted + 1 for entry in run.rounds]
-    if run.mode == "speculative" and not sum(given[:-1]) < run.new_tokens - 1 <= sum(given):
-        raise ValueError(f"the rounds do not give {run.new_tokens} tokens")
-    return run
-
-
-def _round(entry: Any) -> Round:
-    drafted, accepted = _count(entry["drafted"]), _count(entry["accepted"])
-    if accepted > drafted:
-        raise ValueError(f"{accepted} tokens accepted of {drafted}")
-    return Round(drafted, accepted, bool(entry["early_exit"]))
-
-
-def _count(value: object) -> int:
-    if not isinstance(value, int) or value < 0:
-        raise ValueError(f"expected a count, got {value!r}")
-    return value
 
 
 def expected_fields(program: ModuleOp, run: Replay, acceptance: float, draft_length: int) -> Fields:
@@ -198,10 +131,8 @@ def expected_fields(program: ModuleOp, run: Replay, acceptance: float, draft_len
     timer = ProgramTimer(program)
     prompt = prompt_calls(run.prompt_length, program_chunk(program))
     plain = prompt + token_calls(run.prompt_length, run.new_tokens)
-    with progress("timing", 2 * run.new_tokens) as advance:
-        for call in plain:
-            timer.step(*call)
-        advance(run.new_tokens)
+    time_calls(timer, plain)
+    with progress("timing rounds", run.new_tokens - 1) as advance:
         sums = expected_sums(timer, run, acceptance, draft_length, lambda: advance(1))
     baseline = timing_fields(timer, plain, run.prompt_length, run.new_tokens)
     start = timer.total(prompt)

@@ -7,6 +7,7 @@ Nothing stays in memory between reads, save tensors that the ONNX file embeds.
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,10 +102,15 @@ def file_digest(path: Path) -> str:
 
 
 def chunks(array: np.ndarray) -> Iterator[np.ndarray]:
-    """The elements of a row-major array, `CHUNK` at a time, as vectors."""
+    """The elements of a row-major array, `CHUNK` at a time, as vectors.
+
+    Pages of a mapped file are given back behind each, so that a scan keeps little in memory.
+    """
     flat = array.reshape(-1)
     for start in range(0, flat.size, CHUNK):
         yield flat[start : start + CHUNK]
+        if isinstance(array.base, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            array.base.madvise(mmap.MADV_DONTNEED)
 
 
 def _convert(array: np.ndarray, dtype: np.dtype) -> np.ndarray:

@@ -25,7 +25,7 @@ def embedded_model() -> Path:
 
 @pytest.fixture(scope="session")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
-    """Compiles a model with a code book, once for all workers; the artifact is not to be changed."""
+    """Compiles a model with a code book, once for all workers; nobody may change the artifact."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent

@@ -32,11 +32,6 @@ from transformers.models.llama.configuration_llama import LlamaConfig
 SINGLE_FILE_LIMIT = 64 * 2**20
 """Bytes of weights above which they go to `model.onnx.data` beside `model.onnx`."""
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-)
-
 
 class _DecoderWithCache(torch.nn.Module):
     """The model with its KV cache as a flat list of tensors in and out: k0, v0, k1, v1, ..."""
@@ -68,7 +63,8 @@ def _example_inputs(config: LlamaConfig) -> tuple:
     """Return arguments of distinct sizes (batch 2, 3 new tokens, 5 past ones) to trace with."""
     batch, sequence, past = 2, 3, 5
     head_dim = config.head_dim or config.hidden_size // config.num_attention_heads
-    cache_shape = (batch, config.num_key_value_heads, past, head_dim)
+    kv_heads = config.num_key_value_heads or config.num_attention_heads
+    cache_shape = (batch, kv_heads, past, head_dim)
     caches = [
         torch.zeros(cache_shape, dtype=torch.float16) for _ in range(2 * config.num_hidden_layers)
     ]

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import torch
 from export_onnx import export_decoder
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, GgufConfig
+from transformers import AutoTokenizer, GenerationConfig, GgufConfig
+from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 
 def find_gguf() -> Path:
@@ -28,14 +29,14 @@ def find_gguf() -> Path:
 
 def main() -> None:
     """Load, export and say what was made."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out_dir", type=Path, help="folder to write (made if missing)")
     out_dir = parser.parse_args().out_dir
     start = time.monotonic()
     gguf = find_gguf()
     where, name = str(gguf.parent), gguf.name
     tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
-    model = AutoModelForCausalLM.from_pretrained(
+    model = LlamaForCausalLM.from_pretrained(
         where,
         gguf_file=name,
         dtype=torch.float16,

@@ -179,6 +179,16 @@ def test_plain_product_broadcasts_batches(
     assert same_bits(result, reference.matmul_plain(a, b))
 
 
+def test_read_only_operands_need_no_second_kernel() -> None:
+    x, w = numbers(1, (3, 40), np.float16), numbers(2, (40, 100), np.float16)
+    panels = matmul.pack_panels(w)
+    expected = matmul.matmul_full(x, panels, 100)
+    x.flags.writeable = False
+    kernels = len(matmul._multiply.signatures)
+    assert same_bits(matmul.matmul_full(x, panels, 100), expected)
+    assert len(matmul._multiply.signatures) == kernels
+
+
 def test_buffers_are_filled_and_misfits_refused() -> None:
     x, w = numbers(1, (3, 40), np.float16), numbers(2, (40, 100), np.float16)
     panels = matmul.pack_panels(w)

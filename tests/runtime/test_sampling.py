@@ -36,12 +36,29 @@ def probability_of_fit(counts: NDArray, expected: NDArray) -> float:
 def fits(draw: Callable[[], int], probabilities: NDArray[np.float64]) -> bool:
     """Whether draws follow a distribution; wrong for one sound sampler of ten thousand."""
     drawn = Counter(draw() for _ in range(DRAWS))
-    counts = np.array([drawn[token] for token in range(len(probabilities))])
-    return probability_of_fit(counts, DRAWS * probabilities) > 1e-4
+    possible = np.flatnonzero(probabilities)
+    counts = np.array([drawn[token] for token in possible])
+    if counts.sum() < DRAWS:
+        return False
+    return probability_of_fit(counts, DRAWS * probabilities[possible]) > 1e-4
+
+
+class Quick(Sampler):
+    """Computes the distribution of a row of logits once."""
+
+    def __init__(self, options: SamplingOptions):
+        super().__init__(options)
+        self._known: dict[bytes, NDArray[np.float64]] = {}
+
+    def distribution(self, row: NDArray) -> NDArray[np.float64]:
+        known = self._known.get(row.tobytes())
+        if known is None:
+            known = self._known[row.tobytes()] = super().distribution(row)
+        return known.copy()
 
 
 def sampler(temperature: float = 1.0, **options: float) -> Sampler:
-    return Sampler(SamplingOptions(temperature, **options))  # type: ignore[arg-type]
+    return Quick(SamplingOptions(temperature, **options))  # type: ignore[arg-type]
 
 
 def test_the_test_of_fit() -> None:
@@ -109,7 +126,7 @@ def test_top_p_counts_what_top_k_left() -> None:
     st.integers(0, 10),
     st.floats(0.05, 1),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_distribution(logits: list[float], temperature: float, top_k: int, top_p: float) -> None:
     row = np.array(logits, np.float16)
     found = sampler(temperature, top_k=top_k, top_p=top_p).distribution(row)
@@ -117,7 +134,7 @@ def test_distribution(logits: list[float], temperature: float, top_k: int, top_p
     kept = np.flatnonzero(found)
     # What is kept is the most probable, in its own proportions.
     assert row[kept].min() >= np.delete(row, kept).max(initial=-np.inf)
-    np.testing.assert_allclose(found[kept], softmax(row[kept] / temperature), rtol=1e-4)
+    np.testing.assert_allclose(found[kept], softmax(row[kept].astype(float) / temperature), 1e-4)
     assert not top_k or len(kept) <= top_k
 
 
@@ -130,16 +147,12 @@ def test_seed_repeats_a_run() -> None:
     assert draws(3) != draws(4)
 
 
-def test_samples_follow_the_distribution() -> None:
-    one = sampler(0.7, top_k=4, seed=1)
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.9}])
+def test_samples_follow_the_distribution(options: dict[str, float]) -> None:
+    one = sampler(0.7, seed=1, **options)
     expected = one.distribution(FULL)
-    allowed = np.flatnonzero(expected)
-    # Four tokens and a fifth place for whatever else comes make four degrees of freedom.
-    assert len(allowed) == 4
-    drawn = Counter(one.sample(FULL)[0] for _ in range(DRAWS))
-    assert set(drawn) == set(allowed.tolist())
-    one = sampler(0.7, seed=1)
-    assert fits(lambda: one.sample(FULL)[0], one.distribution(FULL))
+    assert np.count_nonzero(expected) == (3 if options else 5)
+    assert fits(lambda: one.sample(FULL)[0], expected)
 
 
 def test_sample_gives_the_probability_of_its_token() -> None:
@@ -156,20 +169,16 @@ def first_token(one: Sampler, options: Sequence[NDArray]) -> int:
     return [*accepted, token][0]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [SamplingOptions(1.0, seed=5), SamplingOptions(0.6, top_p=0.97, seed=6)],
-    ids=["plain", "filtered"],
-)
-def test_accept_keeps_the_full_distribution(options: SamplingOptions) -> None:
-    one = Sampler(options)
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"temperature": 0.7, "top_p": 0.9}])
+def test_accept_keeps_the_full_distribution(options: dict[str, float]) -> None:
+    one = sampler(**options, seed=5)
     expected = one.distribution(FULL)
-    assert np.count_nonzero(expected) == 5
+    assert np.count_nonzero(expected) == (3 if options else 5)
     assert not np.allclose(expected, one.distribution(DRAFT), atol=0.1)
     assert fits(lambda: first_token(one, (DRAFT, FULL, FULL)), expected)
 
 
-class AcceptsAll(Sampler):
+class AcceptsAll(Quick):
     """Wrong: takes what the draft says."""
 
     def accept(
@@ -178,7 +187,7 @@ class AcceptsAll(Sampler):
         return list(drafted), self.sample(rows[-1])[0]
 
 
-class DrawsFromTheFullModel(Sampler):
+class DrawsFromTheFullModel(Quick):
     """Wrong: after a rejection it draws from p, not from max(p - q, 0)."""
 
     def _draw_residual(self, p: NDArray[np.float64], q: NDArray[np.float64]) -> int:
@@ -186,7 +195,7 @@ class DrawsFromTheFullModel(Sampler):
 
 
 @pytest.mark.parametrize("wrong", [AcceptsAll, DrawsFromTheFullModel])
-def test_the_test_rejects_wrong_samplers(wrong: type[Sampler]) -> None:
+def test_the_test_rejects_wrong_samplers(wrong: type[Quick]) -> None:
     one = wrong(SamplingOptions(1.0, seed=7))
     assert not fits(lambda: first_token(one, (DRAFT, FULL, FULL)), one.distribution(FULL))
 

@@ -19,10 +19,11 @@ from speqc.runtime.codebook import load_codebook
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.planes import full_panels
 from speqc.runtime.weights import WeightFile
+from speqc.safetensors_writer import DTYPE_NAMES, Entry, SafetensorsWriter
 from speqc.target_files import load_target
 from speqc.tensor_store import TensorStore, file_digest
 from speqc.weight_facts import draft_snr_db, weight_facts
-from speqc.weight_writer import DTYPE_NAMES, Entry, SafetensorsWriter, matrix, write_weights
+from speqc.weight_writer import matrix, write_weights
 
 FILES = ("program.mlir", "weights.safetensors", "manifest.json", "tokenizer.json")
 

@@ -3,7 +3,8 @@ import json
 import numpy as np
 import pytest
 
-from speqc.run import compare, parse_token_ids
+from speqc.check import compare
+from speqc.run import parse_token_ids
 from speqc.runtime.decode import Decoded
 from speqc.runtime.errors import CheckFailed, SpeqcError
 

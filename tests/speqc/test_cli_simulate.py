@@ -5,6 +5,7 @@ import pytest
 
 from speqc.artifact import load_artifact
 from speqc.compile import CompileOptions, compile_model
+from speqc.replay import Replay, read_replay
 from speqc.report import acceptance_fields, prompt_calls, round_calls, token_calls
 from speqc.runtime.calls import Call
 from speqc.runtime.decode import Round
@@ -16,10 +17,8 @@ from speqc.simulate import (
     CYCLES,
     DRAFTED,
     ROUNDS,
-    Replay,
     acceptance_distribution,
     expected_sums,
-    read_replay,
 )
 from speqc.target_files import load_target
 

@@ -10,13 +10,14 @@ from xdsl.ir import Dialect
 from xdsl.parser import Parser
 
 import speqc.passes
-from speqc.artifact import load_artifact, new_context
+from speqc.artifact import load_artifact
 from speqc.compile import CompileOptions, compile_model, emit_level
 from speqc.dialects.speq import WeightOp
 from speqc.dump_ir import IrDump, print_module
 from speqc.model_folder import read_model_folder
 from speqc.opt import SpeqcOptMain
 from speqc.pipeline import DIALECTS, LEVELS, PASSES, STAGES, pass_class, passes_to, resolve
+from speqc.program_reader import new_context
 from speqc.runtime.errors import SpeqcError
 from speqc.target_files import load_target
 from speqc.universe import SPEQC_UNIVERSE

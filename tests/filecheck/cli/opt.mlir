@@ -1,4 +1,5 @@
 // RUN: speqc opt %s | filecheck %s
+// RUN: xdsl-opt %s | filecheck %s
 // RUN: speqc opt %s | speqc opt | filecheck %s
 // RUN: speqc opt %s -p cse | filecheck %s --check-prefix CSE
 // RUN: speqc opt %s --print-debuginfo | filecheck %s --check-prefix LOCATION

@@ -1,0 +1,73 @@
+"""Recorded runs: what `speqc run --json` wrote, as far as time depends on it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from speqc.passes.form_draft_verify import DRAFT, FULL
+from speqc.report import prompt_calls, round_calls, token_calls
+from speqc.runtime.calls import Call
+from speqc.runtime.decode import MODES, Round
+from speqc.runtime.errors import SpeqcError
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A recorded run: how many tokens, and for speculative decoding its rounds."""
+
+    mode: str
+    prompt_length: int
+    new_tokens: int
+    rounds: Sequence[Round]
+    prompt_chunk: int | None
+
+    def calls(self, chunk: int) -> list[Call]:
+        """The passes of the run, with a prompt in chunks of `chunk` tokens."""
+        prompt = prompt_calls(self.prompt_length, chunk)
+        if self.mode == "speculative":
+            return prompt + round_calls(self.prompt_length, self.rounds)
+        step = DRAFT if self.mode == "draft" else FULL
+        plain = token_calls(self.prompt_length, self.new_tokens)
+        return prompt + [call._replace(function=step) for call in plain]
+
+
+def read_replay(path: Path, prompt_length: int | None = None) -> Replay:
+    """The run of a report that `speqc run --json` wrote; `prompt_length` replaces its own.
+
+    Raises SpeqcError where the file is no such report.
+    """
+    try:
+        return _replay(json.loads(path.read_text("utf-8")), prompt_length)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SpeqcError(f"{path}: not a report of 'speqc run --json': {error!r}") from error
+
+
+def _replay(report: dict[str, Any], prompt_length: int | None) -> Replay:
+    run = Replay(
+        report["mode"],
+        prompt_length or _count(report["prompt_tokens"]),
+        _count(report["new_tokens"]),
+        [_round(entry) for entry in report.get("rounds", ())],
+        report.get("prompt_chunk"),
+    )
+    if run.mode not in MODES:
+        raise ValueError(f"unknown mode {run.mode!r}")
+    given = [entry.accepted + 1 for entry in run.rounds]
+    if run.mode == "speculative" and not sum(given[:-1]) < run.new_tokens - 1 <= sum(given):
+        raise ValueError(f"the rounds do not give {run.new_tokens} tokens")
+    return run
+
+
+def _round(entry: Any) -> Round:
+    drafted, accepted = _count(entry["drafted"]), _count(entry["accepted"])
+    if accepted > drafted:
+        raise ValueError(f"{accepted} tokens accepted of {drafted}")
+    return Round(drafted, accepted, bool(entry["early_exit"]))
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"expected a count, got {value!r}")
+    return value

@@ -48,7 +48,7 @@ class Caches:
         return [(self._function.args[past], returned.operands[present]) for past, present in pairs]
 
     def is_pair(self, past: SSAValue, present: SSAValue) -> bool:
-        """Whether an operator that takes `past` and gives `present` keeps a cache of the function."""
+        """Whether an operator from `past` to `present` keeps a cache of the function."""
         return (past, present) in self._pairs
 
     def rows_read(

@@ -47,7 +47,7 @@ class CacheRead(NamedTuple):
 
 
 def cache_reads(value: SSAValue) -> Iterator[CacheRead]:
-    """What `value` may be a reading of: itself, and all tensors on the way to what it is made of."""
+    """What `value` may be a reading of: itself, and each tensor on the way to its source."""
     elementwise: list[Operation] = []
     aliases: dict[SSAValue, SSAValue] = {}
     source: SSAValue | None = value

@@ -1,7 +1,7 @@
 """What an attention's masks admit, found by evaluating them for several lengths.
 
-A mask depends on nothing but the number of new tokens, the number of past positions, and (in a batch
-of one, without padding) a row of ones. So its subgraph, however the exporter wrote it, can be run.
+A mask depends on nothing but the number of new tokens, the number of past positions, and (in a
+batch of one, without padding) a row of ones. So its subgraph, whoever wrote it, can be run.
 """
 
 from collections.abc import Iterable
@@ -23,9 +23,9 @@ SHORT_STEP = (2, 3)
 """(rows, past) of the step that tells whether a value depends on lengths alone."""
 
 LONG_PASTS = (65_535, 1_023, 255)
-"""Pasts that sliding windows do not reach over; the shorter ones for graphs with a fixed context."""
+"""Pasts that no sliding window reaches over; the shorter ones for graphs with a fixed context."""
 
-LONG_ROWS = (4_608, 1_023, 255)
+LONG_ROWS = (4_200, 1_023, 255)
 """As many new tokens, for graphs without caches: a longer window can't be told from none there."""
 
 

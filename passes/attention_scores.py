@@ -1,8 +1,8 @@
 """Reading an exporter's attention: from its softmax up to q.k, and down to p.v.
 
-Between the two products stand a scale, a soft cap, masks, casts, and after the softmax a replacement
-of NaN in rows without any admitted position (there are none: a token always sees itself). They are
-taken in from the operations that are there, and what `speq.attention` can't say is an error.
+Between the two products stand a scale, a soft cap, masks, casts, and after the softmax a
+replacement of NaN in rows without any admitted position (there are none: a token always sees
+itself). What of this `speq.attention` can't say is an error.
 """
 
 from collections.abc import Callable
@@ -109,7 +109,7 @@ def read_output(softmax: Operation) -> Output | None:
 
 
 def float_type(op: Operation, value: SSAValue) -> AnyFloat:
-    """The element type of `value`, if attention computes in it; SpeqcError that names `op` if not."""
+    """The element type of `value` if attention can compute in it; SpeqcError naming `op` if not."""
     type = element_type(value)
     if isinstance(type, Float16Type | Float32Type):
         return type
@@ -117,7 +117,7 @@ def float_type(op: Operation, value: SSAValue) -> AnyFloat:
 
 
 def _source(op: Operation, known: Known) -> SSAValue | None:
-    """The operand of `op` that holds the scores, or None if `op` is nothing that is done to them."""
+    """The operand of `op` that holds the scores; None if `op` is nothing done to scores."""
     match op.name:
         case "onnx.Cast" | "onnx.Identity" | "onnx.Tanh":
             return op.operands[0]

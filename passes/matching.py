@@ -1,4 +1,4 @@
-"""Small questions about `onnx` operations that the raising passes ask, and small edits they make."""
+"""Small questions about `onnx` operations that the raising passes ask."""
 
 from collections.abc import Iterator, Sequence
 

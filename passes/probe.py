@@ -1,8 +1,8 @@
 """Evaluate a part of an `onnx` graph on sample values, to learn what it does.
 
-Exporters write one thing (a causal mask, the layout of grouped-query attention, the positions of the
-new tokens) in many ways. Instead of knowing the ways, a pass evaluates the operations between the
-values that it knows and the value that it asks about, and looks at the result.
+Exporters write one thing (a causal mask, the layout of grouped-query attention, the positions of
+the new tokens) in many ways. Instead of knowing the ways, a pass evaluates the operations between
+the values that it knows and the value that it asks about, and looks at the result.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,9 +1,11 @@
 """`raise-attention`: attention over a growing cache, spelt out by the exporter, as one operation.
 
-Anchored at each softmax, and at operators that are an attention. Caches, which are arguments and results in the file, become declarations,
-and the masks vanish: what they admit is evaluated (`attention_mask`), how heads are repeated and
-keys transposed is proved on a tensor of indices (`attention_layout`), and where scores are scaled
-and rounded is read off the operations between the products (`attention_scores`).
+Anchored at each softmax, and at operators that are an attention. Caches, which are arguments and
+results in the file, become declarations, and masks vanish: what they admit is evaluated
+(`attention_mask`), how heads are repeated and keys transposed is proved on a tensor of indices
+(`attention_layout`), where scores are scaled and rounded is read off the operations between the
+products (`attention_scores`). A graph without caches, which computes all positions anew at each
+step, gets caches: the rows of keys and values that it makes are those that a cache would hold.
 """
 
 from dataclasses import dataclass, field

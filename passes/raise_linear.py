@@ -1,8 +1,8 @@
 """`raise-linear`: products with matrices of the model file, and look-ups of tokens in them.
 
-A matrix becomes one `speq.weight`, whoever uses it: a table that both embeds tokens and, transposed,
-gives logits is one declaration. The imported function, by then one of tokens to logits, becomes the
-step function `@full`.
+A matrix becomes one `speq.weight`, whoever uses it: a table that both embeds tokens and,
+transposed, gives logits is one declaration. The imported function, by then one of tokens to logits,
+becomes the step function `@full`.
 """
 
 from dataclasses import dataclass, field

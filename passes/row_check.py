@@ -79,7 +79,7 @@ def _mixes_rows(op: OnnxOp) -> bool:
         return False
     if op.name == "onnx.MatMul":
         left, right = shape(op.operands[0]), shape(op.operands[1])
-        return ANY in (left[-1], right[-2] if len(right) > 1 else right[0])
+        return ANY in (left[-1], *right[-2:][:1])
     sizes = shape(op.operands[0])
     if op.name not in ALONG_AXIS and not op.name.startswith("onnx.Reduce"):
         return False

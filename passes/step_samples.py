@@ -1,7 +1,7 @@
-"""Samples of the arguments that a step function has in the ONNX file: tokens, caches, mask, positions.
+"""Samples of the arguments of an imported step: tokens, caches, mask, positions.
 
-What an argument is for is told by what it is used for (tokens), by the module's list of caches, and,
-where nothing else can tell, by the name it has in the file.
+What an argument is for is told by what it is used for (tokens), by the module's list of caches,
+and, where nothing else can tell, by the name it has in the file.
 """
 
 from collections.abc import Container, Sequence

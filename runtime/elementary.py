@@ -307,9 +307,9 @@ def pow(x: FloatArray, y: FloatArray) -> FloatArray:
 
     The result has the dtype of `x` (as ONNX's Pow). Special cases are those of C's pow.
     """
-    base, exponent = np.broadcast_arrays(x, y)
-    exponents = to_single(exponent).reshape(-1)
-    return _apply(lambda bases, out: _pow(bases, exponents, out), base)
+    shape = np.broadcast_shapes(x.shape, y.shape)
+    exponents = to_single(np.broadcast_to(y, shape)).reshape(-1)
+    return _apply(lambda bases, out: _pow(bases, exponents, out), np.broadcast_to(x, shape))
 
 
 def _circular(x: FloatArray, quarter_turns: int) -> FloatArray:

@@ -259,8 +259,10 @@ def _vector(op: pe.VectorOp, opset: int) -> Kernel:
         return lambda x, cos, sin: (rotary(x, cos, sin, interleaved),)
     if name not in VECTOR_OPS:
         raise SpeqcError(f'pe.vector "{name}": the vector unit has no such kernel')
-    if absent or (name in UPGRADES and opset < UPGRADES[name][0]):
-        return partial(_older_onnx, name, absent, arguments, opset, len(op.results))
+    is_older = name in UPGRADES and opset < UPGRADES[name][0]
+    # Split may tell its parts by the number of its results alone.
+    if absent or is_older or name == "Split":
+        return partial(_any_onnx, name, absent, arguments, opset, len(op.results))
     return partial(_onnx, VECTOR_OPS[name], arguments)
 
 
@@ -268,7 +270,7 @@ def _onnx(kernel: VectorOp, arguments: Mapping[str, Any], *inputs: NDArray) -> S
     return kernel.run(inputs, arguments)
 
 
-def _older_onnx(
+def _any_onnx(
     name: str,
     absent: Sequence[int],
     arguments: Mapping[str, Any],
@@ -276,7 +278,7 @@ def _older_onnx(
     outputs: int,
     *inputs: NDArray,
 ) -> Sequence[NDArray]:
-    """Run an operator whose form depends on the ONNX version, or that leaves inputs out."""
+    """Run an operator whose meaning depends on the ONNX version or on what it leaves out."""
     given: list[NDArray | None] = list(inputs)
     for place in absent:
         given.insert(place, None)

@@ -60,9 +60,7 @@ class Machine:
         if step is None:
             raise SpeqcError(f"the program has no step function @{function}")
         if not len(tokens) or (chunk is not None and chunk < 1):
-            raise ValueError(
-                f"a call needs tokens and a positive chunk, not {len(tokens)}, {chunk}"
-            )
+            raise ValueError(f"expected tokens and a positive chunk, got {len(tokens)} and {chunk}")
         if self.length + len(tokens) > self.context:
             raise SpeqcError(
                 f"{self.length} positions are used and {len(tokens)} more do not fit the context "

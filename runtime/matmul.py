@@ -47,7 +47,7 @@ TILE_ROWS = 4
 _PARALLEL_WORK = 500_000
 """Products below which waking another thread costs more than it saves."""
 
-# Accumulators of each tile: 8 to 16 registers of 8 numbers, as most processors have.
+# Columns of the tiles of 1 to 4 rows: the accumulators fill at most 8 of 16 vector registers.
 _COLUMNS_1, _COLUMNS_2, _COLUMNS_3, _COLUMNS_4 = 64, 32, 16, 16
 
 

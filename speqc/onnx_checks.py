@@ -1,11 +1,8 @@
-"""Is this graph a decoder-only language model that we can compile? One line if not."""
+"""Are a graph's operators, signatures, types and weights ones that we know? One line if not."""
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
 
 import onnx.defs
 import onnx_ir as ir
@@ -16,8 +13,6 @@ from speqc.dialects.onnx_schema import (
     operator_schemas,
     qualified_name,
 )
-from speqc.onnx_state import FLOATS, find_kv_pairs, find_token_input
-from speqc.onnx_symbols import SEQUENCE
 from speqc.runtime.errors import SpeqcError
 
 FRONT_END_OPERATORS = frozenset(
@@ -33,35 +28,7 @@ CONTRIB_NAMES = frozenset(s.name for s in CONTRIB_OPERATORS if s.domain == CONTR
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "MatMulNBits", "MatMulInteger", "BlockQuantized")
 """Parts of the names of operators on quantised weights."""
 
-CAUSAL_OPERATORS = frozenset(
-    {"Less", "LessOrEqual", "Greater", "GreaterOrEqual", "Trilu", "GroupQueryAttention"}
-)
-"""Operators that make or imply a causal mask."""
-
 NAMES_SHOWN = 3
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the ONNX libraries from writing what our errors say better."""
-    loggers = [logging.getLogger(name) for name in ("onnx_ir", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
-def first_cause(error: BaseException) -> str:
-    """The first line of the error that all the others came from."""
-    while (cause := error.__cause__ or error.__context__) is not None:
-        error = cause
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def check_opset(model: ir.Model) -> None:
@@ -126,97 +93,6 @@ def check_weights(graph: ir.Graph) -> None:
             raise SpeqcError(
                 f"initializer '{name}' holds {tensor.dtype.name} weights; export the model in FP16"
             )
-
-
-def check_decoder(model: ir.Model) -> None:
-    """There must be tokens, inputs of known meaning, keys and values in pairs, and causality."""
-    graph = model.graph
-    if find_token_input(graph) is None:
-        raise SpeqcError(
-            "is no decoder-only language model: no integer input indexes an embedding table"
-        )
-    pairs = find_kv_pairs(model)
-    caches = {graph.inputs[pair.past_input] for pair in pairs}
-    for value in graph.inputs:
-        if value.dtype in FLOATS and value not in caches and len(value.shape or ()) >= 3:
-            raise SpeqcError(
-                f"input '{value.name}' {_type_name(value)} {value.shape} is no cache (its data "
-                "reach no output); only tokens, positions, masks and caches can be fed"
-            )
-    kinds = [pair.kind for pair in pairs]
-    if kinds.count("key") != kinds.count("value"):
-        raise SpeqcError(
-            f"has {kinds.count('key')} caches of keys but {kinds.count('value')} of values"
-        )
-    if not pairs and not any(_is_causal(node) for node in graph):
-        raise SpeqcError("has neither caches nor a causal mask: is it an encoder, like BERT?")
-
-
-def _is_causal(node: ir.Node) -> bool:
-    return (
-        node.op_type in CAUSAL_OPERATORS
-        or node.attributes.get_int("is_causal", 0) == 1
-        or node.attributes.get_int("unidirectional", 0) == 1
-        or any(_is_triangle(value) for value in node.inputs)
-    )
-
-
-def _is_triangle(value: ir.Value | None) -> bool:
-    """Whether a value is a square matrix of truth values, as older exporters keep a mask."""
-    if value is None or value.const_value is None:
-        return False
-    shape = value.const_value.shape
-    flags = (ir.DataType.BOOL, ir.DataType.UINT8)
-    return len(shape) >= 2 and shape[-1] == shape[-2] != 1 and value.const_value.dtype in flags
-
-
-def find_logits(model: ir.Model) -> int:
-    """The position of the output [1, sequence, vocabulary]; needs a simplified model.
-
-    Of several such outputs it is the widest. Raises SpeqcError if no output has that shape and
-    comes from a matrix product.
-    """
-    taken = {pair.present_output for pair in find_kv_pairs(model)}
-    candidates = [
-        position
-        for position, value in enumerate(model.graph.outputs)
-        if position not in taken and _has_logits_shape(value) and _is_product(value)
-    ]
-    if not candidates:
-        shapes = ", ".join(
-            f"'{value.name}' {value.shape}"
-            for position, value in enumerate(model.graph.outputs)
-            if position not in taken
-        )
-        raise SpeqcError(
-            "is no language model: no output has logits [1, sequence, vocabulary] "
-            f"(outputs: {shapes})"
-        )
-    return max(candidates, key=lambda position: _width(model.graph.outputs[position]))
-
-
-def _has_logits_shape(value: ir.Value) -> bool:
-    if value.dtype not in FLOATS or value.shape is None or len(value.shape) != 3:
-        return False
-    batch, sequence, vocabulary = value.shape
-    return batch == 1 and str(sequence) == SEQUENCE and isinstance(vocabulary, int)
-
-
-def _width(value: ir.Value) -> int:
-    assert value.shape is not None
-    return int(str(value.shape[-1]))
-
-
-def _is_product(value: ir.Value | None) -> bool:
-    """Whether a value is a matrix product, perhaps scaled, capped or converted afterwards."""
-    through = {"Cast", "Add", "Mul", "Div", "Tanh", "Reshape", "Transpose", "Identity", "Unsqueeze"}
-    while value is not None and (node := value.producer()) is not None:
-        if node.op_type in ("MatMul", "Gemm", "FusedMatMul"):
-            return True
-        if node.op_type not in through:
-            return False
-        value = next((v for v in node.inputs if v is not None and v.const_value is None), None)
-    return False
 
 
 def check_signatures(graph: ir.Graph) -> None:

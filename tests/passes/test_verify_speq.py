@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (lines of IR)
 """Messages of `verify-speq`, each from one change to a legal module."""
 
 import pytest

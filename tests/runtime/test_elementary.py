@@ -178,6 +178,12 @@ def test_pow_is_within_one_step(base: float, exponent: float) -> None:
     assert steps_between(result, exact)[0] <= 1
 
 
+def test_pow_broadcasts_both_operands() -> None:
+    x, y = np.array([[2.0], [3.0]], np.float16), np.array([0.0, 1.0, 4.0], np.float32)
+    assert np.array_equal(elementary.pow(x, y), [[1, 2, 16], [1, 3, 81]])
+    assert elementary.pow(x, y).dtype == np.float16
+
+
 def test_squares_are_products() -> None:
     x = samples()
     with np.errstate(all="ignore"):

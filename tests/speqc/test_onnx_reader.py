@@ -285,7 +285,9 @@ def test_unknown_float_input(tmp_path):
         node(model, "out_0").op_type = "Add"
         node(model, "out_0").input[:] = ["flat_0", "pictures"]
 
-    assert "input 'pictures' FLOAT16" in refusal(changed(tmp_path, change))
+    assert "input 'pictures' of shape [batch,sequence,16] is no cache" in refusal(
+        changed(tmp_path, change)
+    )
 
 
 def test_lonely_cache(tmp_path):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx_models import HIDDEN, VOCABULARY, corpus_model, decoder, save
 
-from speqc.onnx_checks import check_types, find_logits
+from speqc.onnx_checks import check_types
+from speqc.onnx_decoder import find_logits
 from speqc.onnx_reader import open_model
 from speqc.onnx_simplify import LARGEST_FOLDED_INPUT, simplify
 from speqc.onnx_state import KvPair, find_kv_pairs, find_token_input

@@ -1,0 +1,134 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+from xdsl.dialects.builtin import IntegerAttr, StringAttr, i64
+
+from speqc.dialects.speq import WeightOp
+from speqc.runtime.codebook import load_codebook
+from speqc.runtime.errors import SpeqcError
+from speqc.runtime.planes import encode_to_planes
+from speqc.runtime.weights import Weight, WeightFile
+
+K, N = 100, 70
+"""Not whole groups along K, nor whole blocks of 64 along N."""
+
+
+@pytest.fixture(scope="module")
+def values() -> NDArray[np.float16]:
+    random = np.random.default_rng(1)
+    return (0.1 * random.standard_normal((K, N))).astype(np.float16)
+
+
+def declare(codebook: str | None, group_size: int = 32, shift: int | None = None) -> WeightOp:
+    weight = WeightOp("w", "w", "sha256:00", (K, N))
+    if codebook is not None:
+        weight.codebook = StringAttr(codebook)
+        weight.group_size = IntegerAttr(group_size, i64)
+    if shift is not None:
+        weight.shift = IntegerAttr(shift, i64)
+    weight.verify()
+    return weight
+
+
+def stored(
+    path: Path, values: NDArray[np.float16], codebook: str, group_size: int = 32, shift: int = 0
+) -> WeightFile:
+    """A file with one split weight."""
+    planes = encode_to_planes(
+        values.view(np.uint16), load_codebook(codebook), group_size, shift=shift
+    )
+    tensors = {"w.draft": planes.draft, "w.rest": planes.rest, "w.scales": planes.scales}
+    save_file(tensors, path / "weights.safetensors")
+    return WeightFile(path / "weights.safetensors")
+
+
+def unpacked(panels: NDArray) -> NDArray[np.float16]:
+    """Panels [NB, K, 64] as the matrix [K, N]."""
+    return panels.transpose(1, 0, 2).reshape(K, -1)[:, :N].view(np.float16)
+
+
+@pytest.mark.parametrize(
+    ("codebook", "shift"), [("sets", None), ("paper", None), ("naive", None), ("paper", 2)]
+)
+def test_full_view_is_exact(
+    tmp_path: Path, values: NDArray[np.float16], codebook: str, shift: int | None
+) -> None:
+    scaled = (values * 2 ** (shift or 0)).astype(np.float16)
+    weight = Weight(
+        declare(codebook, shift=shift), stored(tmp_path, scaled, codebook, shift=shift or 0)
+    )
+    assert weight.full().shape == (2, K, 64)
+    assert np.array_equal(unpacked(weight.full()).view(np.uint16), scaled.view(np.uint16))
+    assert not weight.full()[1, :, N - 64 :].any()
+
+
+@pytest.mark.parametrize(
+    ("codebook", "shift", "worst"), [("sets", None, 0.12), ("paper", None, 0.3), ("paper", 2, 0.3)]
+)
+def test_draft_view_is_near(
+    tmp_path: Path,
+    values: NDArray[np.float16],
+    codebook: str,
+    shift: int | None,
+    worst: float,
+) -> None:
+    """Relative error: 18 dB is 0.126; the paper's powers of two have 13 to 15 dB, 0.22 at worst."""
+    scaled = (values * 2 ** (shift or 0)).astype(np.float16)
+    weight = Weight(
+        declare(codebook, shift=shift), stored(tmp_path, scaled, codebook, shift=shift or 0)
+    )
+    panels, scales = weight.draft()
+    assert scales.shape == (2, 4, 64)
+    whole = np.repeat(np.abs(scales.astype(np.float64)), 32, axis=1)[:, :K]
+    draft = (panels.view(np.float16) * whole).transpose(1, 0, 2).reshape(K, -1)[:, :N]
+    error = np.linalg.norm(draft - scaled) / np.linalg.norm(scaled.astype(np.float64))
+    assert 0.01 < error < worst
+
+
+def test_plain_weight(tmp_path: Path, values: NDArray[np.float16]) -> None:
+    panels = np.zeros((2, K, 64), np.uint16)
+    panels[0], panels[1, :, : N - 64] = (
+        values.view(np.uint16)[:, :64],
+        values.view(np.uint16)[:, 64:],
+    )
+    save_file({"w.fp16": panels}, tmp_path / "weights.safetensors")
+    weight = Weight(declare(None), WeightFile(tmp_path / "weights.safetensors"))
+    assert np.array_equal(unpacked(weight.full()), values)
+
+
+def test_columns(tmp_path: Path, values: NDArray[np.float16]) -> None:
+    weight = Weight(declare("sets"), stored(tmp_path, values, "sets"))
+    picked = np.array([[0, 69, 63, 64, 0]])
+    found = weight.columns(picked)
+    assert found.shape == (1, 5, K)
+    assert found.dtype == np.float16
+    assert np.array_equal(found[0], values.T[picked[0]])
+
+
+def test_views_are_decoded_once(tmp_path: Path, values: NDArray[np.float16]) -> None:
+    weight = Weight(declare("sets"), stored(tmp_path, values, "sets"))
+    assert weight.full() is weight.full()
+    assert weight.draft()[0] is weight.draft()[0]
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(SpeqcError, match="cannot be read as safetensors"):
+        WeightFile(tmp_path / "weights.safetensors")
+
+
+def test_damaged_file(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(b"not at all")
+    with pytest.raises(SpeqcError, match="cannot be read as safetensors"):
+        WeightFile(path)
+
+
+def test_missing_tensor(tmp_path: Path, values: NDArray[np.float16]) -> None:
+    file = stored(tmp_path, values, "sets")
+    with pytest.raises(SpeqcError, match="tensor other is missing"):
+        file.read("other")
+    with pytest.raises(SpeqcError, match=r"tensor w\.fp16 is missing"):
+        Weight(declare(None), file).full()

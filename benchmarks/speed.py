@@ -79,8 +79,11 @@ def measure_machine(artifact: Path, new_tokens: int) -> dict[str, float]:
     """Tokens per second of each mode of the machine."""
     from speqc.artifact import load_artifact
     from speqc.runtime.decode import MODES, DecodeOptions, decode
+    from speqc.runtime.machine import Machine
+    from speqc.runtime.weights import WeightFile
 
-    machine = load_artifact(artifact).machine()
+    loaded = load_artifact(artifact)
+    machine = Machine(loaded.program, WeightFile(loaded.weights))
     prompt = some_prompt(machine.vocabulary)
     options = DecodeOptions(new_tokens)
 

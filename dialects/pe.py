@@ -12,15 +12,6 @@ started, so a load that stands further ahead of its consumer is fetched earlier.
 from collections.abc import Sequence
 from typing import ClassVar
 
-from speqc.dialects.speq import (
-    AttentionBase,
-    View,
-    ViewAttr,
-    ViewType,
-    tensor_types,
-    verify_attention,
-    verify_product,
-)
 from xdsl.dialects.builtin import (
     I64,
     AnyDenseElement,
@@ -63,6 +54,16 @@ from xdsl.printer import Printer
 from xdsl.traits import Pure
 from xdsl.utils.exceptions import VerifyException
 from xdsl.utils.str_enum import StrEnum
+
+from speqc.dialects.speq import (
+    AttentionBase,
+    View,
+    ViewAttr,
+    ViewType,
+    tensor_types,
+    verify_attention,
+    verify_product,
+)
 
 TENSOR = TensorType.constr()
 INT_TENSOR = TensorType.constr(base(IntegerType))
@@ -263,8 +264,9 @@ class ImmediateOp(IRDLOperation):
 class LoadWeightOp(IRDLOperation):
     """Start streaming a view of a weight into the banks, in the order of its tiles.
 
-    `block_bytes` travel per block, `last_block_bytes` in the last one: tiles are stored padded,
-    in this order, so a block is one contiguous piece of DRAM.
+    `block_bytes` travel per block, `last_block_bytes` in the last one (0 and all where there is
+    only one). In the machine's DRAM tiles lie padded, in this order, column by column, each block
+    with its scales in one contiguous piece.
     """
 
     name = "pe.load_weight"

@@ -168,14 +168,16 @@ class _Lowering:
             return pe.Unit(self.attention_unit)
         assert isinstance(op.query.type, TensorType)
         heads = op.query.type.get_shape()[1]
-        shape = heads, cache.heads.value.data, cache.key_dim.value.data, self.context // 2, 1
+        kv_heads, past = cache.heads.value.data, self.context // 2
+        keys = heads, kv_heads, cache.key_dim.value.data, past, 1, self.target
+        values = heads, kv_heads, cache.value_dim.value.data, past, 1, self.target
         array = (
-            costs.attention_scores_on_array(*shape, self.target).unit_cycles
-            + costs.attention_values_on_array(*shape, self.target).unit_cycles
+            costs.attention_scores_on_array(*keys).unit_cycles
+            + costs.attention_values_on_array(*values).unit_cycles
         )
         vector = (
-            costs.attention_scores_on_vector(*shape, self.target).unit_cycles
-            + costs.attention_values_on_vector(*shape, self.target).unit_cycles
+            costs.attention_scores_on_vector(*keys).unit_cycles
+            + costs.attention_values_on_vector(*values).unit_cycles
         )
         if self.mode == View.DRAFT:
             array += 2 * self.target.mode_switch_cycles

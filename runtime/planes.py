@@ -1,7 +1,7 @@
-"""Storage layout of bit-shared weights: the planes that lie in a file and that the array streams.
+"""Storage layout of bit-shared weights: the planes that lie in an artifact's file.
 
-Columns go in blocks of 64, the width of the PE array (N padded to a multiple of 64 with zero
-bytes), and in a block each plane lies in ascending k, so that the array reads it front to back:
+Columns go in blocks of 64 (N padded to a multiple of 64 with zero bytes), and in a block each plane
+lies in ascending k, so that a draft touches nothing of the rest:
 
 - draft: uint8[NB, K, 32], two nibbles F a byte, the even column in the low one;
 - rest: uint8[NB, K, 96], two 12-bit values R in three bytes, little endian, the even column first;

@@ -47,12 +47,12 @@ class Sampler:
         return self.options.temperature == 0
 
     def sample(self, row: NDArray) -> tuple[int, float]:
-        """The next token after a row of logits [V], and the model's top or drawn probability."""
+        """The next token after a row of logits [V], and the model's top probability."""
         if self.greedy:
             return int(argmax_rows(row[None])[0]), float(top_probability(row))
         probabilities = self.distribution(row)
         token = self._draw(probabilities)
-        return token, float(probabilities[token])
+        return token, float(probabilities.max())
 
     def accept(
         self, drafted: Sequence[int], draft_rows: NDArray, rows: NDArray

@@ -1,0 +1,6 @@
+"""`python -m speqc` is `speqc`."""
+
+from speqc.cli import main
+
+if __name__ == "__main__":
+    main()

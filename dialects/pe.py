@@ -55,6 +55,7 @@ from xdsl.traits import Pure
 from xdsl.utils.exceptions import VerifyException
 from xdsl.utils.str_enum import StrEnum
 
+from speqc.dialects.dense import print_dense
 from speqc.dialects.speq import (
     AttentionBase,
     View,
@@ -249,7 +250,7 @@ class ImmediateOp(IRDLOperation):
     def print(self, printer: Printer) -> None:
         """Print `dense<[1, 2]> : tensor<2xi64>`."""
         printer.print_string(" ")
-        printer.print_attribute(self.value)
+        print_dense(printer, self.value)
 
     def verify_(self) -> None:
         """Check the type and the size."""

@@ -111,6 +111,7 @@ def on_new_rows(builder: Builder, rows: SSAValue, elementwise: Sequence[Operatio
         operands = [rows if operand is source else operand for operand in op.operands]
         result_type = tensor_type(element_type(op.results[0]), shape(rows))
         rows = builder.onnx(operator(op), operands, result_type, op.properties)
+        rows.name_hint = op.results[0].name_hint
     return rows
 
 

@@ -9,11 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from xdsl.context import Context
-from xdsl.dialects.builtin import (
-    Float16Type,
-    ModuleOp,
-    StringAttr,
-)
+from xdsl.dialects.builtin import Float16Type, ModuleOp, StringAttr
 from xdsl.dialects.func import FuncOp
 from xdsl.ir import Operation, SSAValue
 from xdsl.passes import ModulePass
@@ -70,11 +66,11 @@ class _Weights:
     function: FuncOp
     tokens: SSAValue
     names: WeightNames = field(default_factory=WeightNames)
-    declared: dict[tuple[str, bool], str] = field(default_factory=dict)
+    declared: dict[tuple, str] = field(default_factory=dict)
 
     def symbol(self, user: Operation, matrix: _Matrix) -> str:
         """The symbol of a matrix; `user` is the operation that needs it."""
-        key = (matrix.tensor.digest.data, matrix.transposed)
+        key = (matrix.tensor.digest.data, matrix.shape, matrix.transposed)
         if key not in self.declared:
             self.declared[key] = self._declare(user, matrix)
         return self.declared[key]

@@ -157,7 +157,7 @@ class _RaiseSkip(RewritePattern):
         total = Builder(op).onnx("Add", [first, second], first.type)
         if len(op.results) > 3:
             op.results[3].replace_all_uses_with(total)
-        _raise(_Scaled(op, scale, True), total, op.number("epsilon", 1e-5))
+        _raise(_Scaled(op, scale, True), total, op.number("epsilon", 1e-12))
 
 
 @dataclass(frozen=True)

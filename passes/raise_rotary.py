@@ -82,7 +82,7 @@ def _fits(x: SSAValue, table: SSAValue) -> bool:
 
 def _rotation(terms: _Terms, opset: int) -> bool | None:
     """Whether `turned` is x with interleaved pairs rotated; None if it is neither kind."""
-    sizes = [SAMPLE_ROWS if size < 0 else size for size in shape(terms.x)]
+    sizes = [SAMPLE_ROWS if size == ANY else size for size in shape(terms.x)]
     sample = np.arange(1, 1 + np.prod(sizes)).reshape(sizes)
     turned = Probe({terms.x: sample}, opset).value(terms.turned)
     if turned is None or turned.shape != sample.shape or sizes[-1] % 2:

@@ -1,17 +1,31 @@
-"""Check that every dynamic size of a step is its number of rows, and that rows do not mix."""
+"""Check that a step's rows do not depend on how a sequence is cut into steps.
 
-from collections.abc import Iterator
+Every dynamic size is the number of rows, no operation but attention mixes rows, and what a step
+computes from lengths and positions alone comes out the same for a token wherever its step starts.
+"""
 
+from collections.abc import Sequence
+
+import numpy as np
 from xdsl.dialects.builtin import ModuleOp, TensorType
 from xdsl.dialects.func import FuncOp
 from xdsl.ir import SSAValue
 
 from speqc.dialects.onnx import OnnxOp
-from speqc.passes.matching import ANY, constant_integers, fail, is_weight, shape
+from speqc.passes.matching import (
+    ANY,
+    constant_integers,
+    element_type,
+    fail,
+    is_float,
+    is_weight,
+    shape,
+)
+from speqc.passes.probe import Probe
 from speqc.passes.step_samples import StepSampler
 
 ROWS, PAST = 3, 5
-"""The sample step: sizes that are no multiple or sum of each other."""
+"""The sample step, in sizes that are no multiple of each other."""
 
 ALONG_AXIS = frozenset(
     {
@@ -48,30 +62,44 @@ def check_rows(module: ModuleOp, function: FuncOp) -> None:
     """Check the ONNX operations of a step.
 
     Raises:
-        SpeqcError: a dynamic size is not M, or an operation combines rows of different tokens.
+        SpeqcError: a dynamic size is not M, an operation combines rows of different tokens, or
+            counts them from the first of the step.
     """
-    probe = StepSampler(module, function).probe(ROWS, PAST)
+    sampler = StepSampler(module, function)
+    together = sampler.probe(ROWS, PAST)
+    alone = [sampler.probe(1, PAST + row) for row in range(ROWS)]
     for op in function.body.block.ops:
         if not isinstance(op, OnnxOp):
             continue
         if _mixes_rows(op):
             raise fail(op, "it combines the rows of different tokens, which only attention may")
-        for value in _sized_by_values(op):
-            found = probe.value(value)
-            if found is None or found.shape[shape(value).index(ANY)] != ROWS:
-                raise fail(op, f"the dynamic size of {value.type} is not the number of tokens")
+        for value in op.results:
+            if isinstance(value.type, TensorType) and ANY in shape(value):
+                _check_value(op, value, together, alone)
 
 
-def _sized_by_values(op: OnnxOp) -> Iterator[SSAValue]:
-    """Results with a dynamic size that depends on what the operands hold, not on their sizes."""
+def _check_value(op: OnnxOp, value: SSAValue, together: Probe, alone: Sequence[Probe]) -> None:
+    """Check a value that lengths and positions may determine: integers, and sizes from values."""
+    sized = _is_sized_by_values(op)
+    if not sized and is_float(element_type(value)):
+        return
+    axis, found = shape(value).index(ANY), together.value(value)
+    if found is None and not sized:
+        return
+    if found is None or found.shape[axis] != ROWS:
+        raise fail(op, f"the dynamic size of {value.type} is not the number of tokens")
+    for index, probe in enumerate(alone):
+        row = probe.value(value)
+        if row is None or not np.array_equal(row, found.take([index], axis)):
+            raise fail(op, "it counts tokens from the first of a step, not of the sequence")
+
+
+def _is_sized_by_values(op: OnnxOp) -> bool:
+    """Whether the result's sizes depend on what operands hold, not on their sizes alone."""
     first = SIZED_BY.get(op.name)
     if first is None:
-        return
-    if first > 0 and all(is_weight(operand) for operand in op.operands[first:]):
-        return
-    for value in op.results:
-        if isinstance(value.type, TensorType) and ANY in shape(value):
-            yield value
+        return False
+    return first == 0 or not all(is_weight(operand) for operand in op.operands[first:])
 
 
 def _mixes_rows(op: OnnxOp) -> bool:

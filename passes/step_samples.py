@@ -22,7 +22,7 @@ from xdsl.dialects.func import FuncOp
 from xdsl.ir import BlockArgument, SSAValue
 
 from speqc.dialects.speq import PositionsOp
-from speqc.passes.matching import element_type, is_float, is_weight, producer, shape
+from speqc.passes.matching import ANY, element_type, is_float, is_weight, producer, shape
 from speqc.passes.probe import Probe, Sample, Shaped, opset_of
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.ir_values import numpy_dtype
@@ -84,7 +84,7 @@ def _entries(entries: DictionaryAttr, value: BlockArgument) -> tuple[str, tuple[
     name, dims = entries.data.get("onnx.name"), entries.data.get("onnx.dims")
     text = name.data if isinstance(name, StringAttr) else value.name_hint or f"#{value.index}"
     if not isinstance(dims, ArrayAttr):
-        return text, ()
+        return text, tuple("sequence" if size == ANY else str(size) for size in shape(value))
     return text, tuple(dim.data for dim in dims if isinstance(dim, StringAttr))
 
 

@@ -13,6 +13,7 @@ from xdsl.dialects.builtin import (
     FloatAttr,
     IntegerAttr,
     IntegerType,
+    Signedness,
     StringAttr,
     TensorType,
     UnitAttr,
@@ -34,7 +35,7 @@ def numpy_dtype(element: Attribute) -> np.dtype:
         case IntegerType() if element.width.data == 1:
             return np.dtype(np.bool_)
         case IntegerType() if element.width.data in (8, 16, 32, 64):
-            sign = "u" if element.signedness.data.value == "unsigned" else "i"
+            sign = "u" if element.signedness.data == Signedness.UNSIGNED else "i"
             return np.dtype(f"{sign}{element.width.data // 8}")
         case _:
             raise SpeqcError(f"tensors of {element} are not supported")

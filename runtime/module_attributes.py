@@ -3,6 +3,7 @@
 from dataclasses import asdict
 
 from xdsl.dialects.builtin import (
+    BytesAttr,
     DictionaryAttr,
     FloatAttr,
     IntegerAttr,
@@ -76,6 +77,9 @@ def _value(attribute: Attribute) -> object:
     match attribute:
         case StringAttr():
             return attribute.data
+        case BytesAttr():
+            # What xDSL reads of a text that it printed with escapes for letters beyond ASCII.
+            return attribute.data.decode("utf-8", "replace")
         case IntegerAttr() | FloatAttr():
             return attribute.value.data
         case _:

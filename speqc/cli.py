@@ -11,6 +11,7 @@ from speqc import __version__
 from speqc.diagnostics import ReportingGroup, report
 
 DEFAULT_TARGET = "speq-64x64"
+DEMO_PROMPT = "And the LORD spake unto Moses, saying,"
 
 FILE = click.Path(path_type=Path)
 TARGET_HELP = "Target by name (see 'speqc targets'), or the path of a .toml file."
@@ -233,13 +234,16 @@ def targets_command() -> None:
 
 
 @main.command("demo")
-@click.option("--prompt", default="In the beginning", show_default=True, help="A text to continue.")
+@click.option("--prompt", default=DEMO_PROMPT, show_default=True, help="A text to continue.")
 @click.option("-n", "--new-tokens", type=click.IntRange(min=1), default=120, show_default=True)
-def demo_command(prompt: str, new_tokens: int) -> None:
+@click.option("--temperature", type=click.FloatRange(min=0), default=0.6, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
+def demo_command(prompt: str, new_tokens: int, temperature: float, seed: int) -> None:
     """Compile and run the model that comes with speqc."""
     from speqc.demo import demo
+    from speqc.runtime.sampling import SamplingOptions
 
-    demo(prompt, new_tokens)
+    demo(prompt, new_tokens, SamplingOptions(temperature, seed=seed))
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})

@@ -14,16 +14,17 @@ from speqc.report import print_report
 from speqc.run import Prompt, Session
 from speqc.runtime.decode import DecodeOptions
 from speqc.runtime.errors import SpeqcError
+from speqc.runtime.sampling import SamplingOptions
 from speqc.target_files import DEFAULT_TARGET, load_target
 
 MODEL = "kjv"
 """The embedded model's folder among the package's models."""
 
 
-def demo(text: str, new_tokens: int) -> None:
+def demo(text: str, new_tokens: int, sampling: SamplingOptions) -> None:
     """Compile the embedded model, continue `text` by `new_tokens` tokens, and report.
 
-    The text goes to standard output, the table to standard error. Raises SpeqcError where the
+    Greedy decoding makes so small a model go round in circles: sample. The text goes to standard output, the table to standard error. Raises SpeqcError where the
     model was not installed.
     """
     with as_file(files("speqc") / "models" / MODEL) as folder, tempfile.TemporaryDirectory() as out:
@@ -35,7 +36,7 @@ def demo(text: str, new_tokens: int) -> None:
         for line in summary.lines():
             report(line)
         session = Session(load_artifact(path))
-        options = DecodeOptions(new_tokens)
+        options = DecodeOptions(new_tokens, sampling=sampling)
         tokens = session.tokens(Prompt(text))
         # The first run also loads kernels: it is not the one to time.
         session.run(tokens, "speculative", replace(options, new_tokens=1), echo=False)

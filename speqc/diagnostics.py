@@ -25,6 +25,10 @@ class ReportingGroup(click.Group):
         """Run the command that the user named."""
         try:
             return super().invoke(ctx)
+        except click.UsageError as error:
+            command = (error.ctx or ctx).command_path
+            report(f"error: {one_line(error.format_message())} See '{command} --help'.")
+            ctx.exit(BAD_INPUT)
         except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             raise
         except (KeyboardInterrupt, click.Abort):
@@ -57,7 +61,7 @@ def describe(error: Exception) -> str:
             )
 
 
-def one_line(error: Exception, limit: int = 2000) -> str:
+def one_line(error: Exception | str, limit: int = 2000) -> str:
     """The message of an error without line breaks, cut off at `limit` characters."""
     text = " ".join(str(error).split())
     return text if len(text) <= limit else f"{text[:limit]} ..."

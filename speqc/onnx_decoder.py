@@ -27,7 +27,7 @@ def check_decoder(model: ir.Model) -> None:
         if value.dtype in FLOATS and value not in caches and len(value.shape or ()) >= 3:
             raise SpeqcError(
                 f"input '{value.name}' of shape {value.shape} is no cache (its data "
-                "reach no output); only tokens, positions, masks and caches can be fed"
+                "reach no output); only tokens, positions, integer masks and caches can be fed"
             )
     kinds = [pair.kind for pair in pairs]
     if kinds.count("key") != kinds.count("value"):

@@ -125,7 +125,7 @@ def _scan(
     patterns = np.zeros(1 << 16, np.int64)
     for chunk in chunks(array):
         values = np.ascontiguousarray(chunk, dtype.newbyteorder("<"))
-        digest.update(values.view(np.uint8))
+        digest.update(values.view(np.uint8).data)
         if counted:
             patterns += np.bincount(values.view(np.uint16), minlength=1 << 16)
     name = f"sha256:{digest.hexdigest()}"

@@ -1,7 +1,7 @@
 """Writes an artifact's `weights.safetensors`, a block of columns at a time.
 
-Memory stays constant however large the model is. Every encoded block is decoded again and compared with its
-source: a file that this module completes holds every weight bit for bit.
+Memory stays constant however large the model is. Every encoded block is decoded again and compared
+with its source: a file that this module completes holds every weight bit for bit.
 """
 
 from collections.abc import Callable, Mapping

@@ -88,6 +88,13 @@ CASES = {
         "  %s = onnx.MatMul %t, %x : (tensor<1x8x?xf16>, tensor<1x?x8xf16>) "
         '-> tensor<1x8x8xf16> loc("gram")'
     ),
+    "'first': it counts tokens from the first of a step": with_line(
+        "  %zero = onnx.Constant dense<0> : tensor<i64>\n"
+        "  %n1 = onnx.Shape %tokens {start = 1 : i64, end = 2 : i64} : (tensor<1x?xi64>) -> tensor<1xi64>\n"
+        "  %n = onnx.Squeeze %n1 : (tensor<1xi64>) -> tensor<i64>\n"
+        "  %r = onnx.Range %zero, %n, %one : (tensor<i64>, tensor<i64>, tensor<i64>) "
+        '-> tensor<?xi64> loc("first")'
+    ),
     "'count': the dynamic size .* is not the number of tokens": with_line(
         "  %ten = onnx.Constant dense<10> : tensor<i64>\n"
         "  %r = onnx.Range %one, %ten, %one : (tensor<i64>, tensor<i64>, tensor<i64>) "

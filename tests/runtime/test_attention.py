@@ -77,6 +77,15 @@ def test_attention_has_the_bits_of_the_reference(
     assert same_bits(result, reference.attention(q, keys, values, past, spec))
 
 
+@pytest.mark.parametrize("window", [1, 2, 3, 4])
+@pytest.mark.parametrize("past", [0, 1, 62])
+def test_rows_of_a_tile_may_see_no_position_in_common(window: int, past: int) -> None:
+    spec = AttentionSpec(window=window)
+    q, keys, values = (numbers(seed, (2, past + 6, 16)) for seed in range(3))
+    result = attention(q[:, :6], filled(keys, values), past, spec)
+    assert same_bits(result, reference.attention(q[:, :6], keys, values, past, spec))
+
+
 @given(
     st.integers(0, 10**6),
     st.integers(1, 20),

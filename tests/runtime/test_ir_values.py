@@ -54,7 +54,7 @@ def test_types_without_dtype(text: str) -> None:
         ("dense<[true, false]> : tensor<2xi1>", np.array([True, False])),
         ("dense<[255, 0]> : tensor<2xui8>", np.array([255, 0], np.uint8)),
         ("dense<> : tensor<0xi64>", np.zeros(0, np.int64)),
-        ("dense<0x7F800000> : tensor<1xf32>", np.array([np.inf], np.float32)),
+        ('dense<"0x0000807F000080FF"> : tensor<2xf32>', np.array([np.inf, -np.inf], np.float32)),
         # FP16 has 11 bits: 1/3 is 0x3555.
         ("dense<0.333251953> : tensor<1xf16>", np.array([0x3555], np.uint16).view(np.float16)),
     ],

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from xdsl.context import Context
 from xdsl.dialects.builtin import Builtin, ModuleOp
@@ -29,6 +29,7 @@ def module_for(target: Target) -> ModuleOp:
     return ModuleOp([], {"pe.target": target_attribute(target)})
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     clock=st.integers(1, 10**11),
     sram=st.integers(1, 2**40),

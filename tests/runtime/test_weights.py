@@ -18,8 +18,10 @@ K, N = 100, 70
 
 @pytest.fixture(scope="module")
 def values() -> NDArray[np.float16]:
+    """Numbers of which none becomes subnormal where a book divides them by a power of two."""
     random = np.random.default_rng(1)
-    return (0.1 * random.standard_normal((K, N))).astype(np.float16)
+    numbers = 0.1 * random.standard_normal((K, N))
+    return np.copysign(np.maximum(np.abs(numbers), 2**-9), numbers).astype(np.float16)
 
 
 def declare(codebook: str | None, group_size: int = 32, shift: int | None = None) -> WeightOp:

@@ -1,20 +1,22 @@
 """Lower step functions from `speq` and `onnx` operations to the array program."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 from xdsl.context import Context
 from xdsl.dialects.builtin import (
     DYNAMIC_INDEX,
     DenseArrayBase,
+    DenseIntOrFPElementsAttr,
     DictionaryAttr,
     ModuleOp,
     TensorType,
     i64,
 )
 from xdsl.dialects.func import FuncOp, ReturnOp
-from xdsl.ir import Operation, SSAValue
+from xdsl.ir import Attribute, Operation, SSAValue
 from xdsl.passes import ModulePass
 from xdsl.rewriter import InsertPoint, Rewriter
 
@@ -22,6 +24,7 @@ from speqc.dialects import onnx, pe, speq
 from speqc.dialects.speq import View, ViewType
 from speqc.runtime import costs
 from speqc.runtime.errors import SpeqcError
+from speqc.runtime.ir_values import dense_array
 from speqc.runtime.module_attributes import module_context, module_target
 from speqc.runtime.target import Target
 from speqc.runtime.weight_traffic import weight_traffic
@@ -197,6 +200,7 @@ class _Lowering:
             else:
                 inputs.append(value)
         arguments = dict(op.properties)
+        _check_arguments(op, arguments)
         if absent:
             arguments["absent"] = DenseArrayBase.from_list(i64, absent)
         vector = pe.VectorOp(
@@ -206,6 +210,17 @@ class _Lowering:
             DictionaryAttr(arguments) if arguments else None,
         )
         return [*loads, vector]
+
+
+def _check_arguments(op: Operation, arguments: Mapping[str, Attribute]) -> None:
+    for name, value in arguments.items():
+        if not isinstance(value, DenseIntOrFPElementsAttr):
+            continue
+        if not np.isfinite(dense_array(value)).all():
+            raise SpeqcError(
+                f"lower-to-pe: {op.name}: attribute {name} holds an infinity or NaN, which xDSL "
+                "would not read back from a program's text"
+            )
 
 
 def _load_constant(op: onnx.InitializerOp) -> pe.LoadConstantOp:

@@ -25,7 +25,7 @@ def demo(text: str, new_tokens: int, sampling: SamplingOptions) -> None:
     """Compile the embedded model, continue `text` by `new_tokens` tokens, and report.
 
     Greedy decoding makes so small a model go round in circles: better to sample. The text goes to
-    standard output, the table to standard error. Raises SpeqcError where the model was not installed.
+    standard output, the table to standard error. Raises SpeqcError where the model is missing.
     """
     with as_file(files("speqc") / "models" / MODEL) as folder, tempfile.TemporaryDirectory() as out:
         model = folder / "model.onnx"

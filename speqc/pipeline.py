@@ -36,8 +36,8 @@ STAGES: Mapping[str, tuple[str, ...]] = {
     "speq": (
         "raise-rms-norm",
         "raise-rotary",
-        "raise-attention",
         "raise-positions",
+        "raise-attention",
         "raise-linear",
         "cse",
         "dce",

@@ -1,0 +1,218 @@
+import re
+
+import pytest
+from pe_text import TO_PE, RunPasses, model
+
+from speqc.runtime.errors import SpeqcError
+
+
+@pytest.fixture
+def program(run_passes: RunPasses) -> str:
+    """A legal program."""
+    return str(run_passes(model(), *TO_PE))
+
+
+def rejected(run_passes: RunPasses, text: str) -> str:
+    with pytest.raises(SpeqcError) as caught:
+        run_passes(text, "verify-pe")
+    return str(caught.value)
+
+
+def line_of(text: str, pattern: str) -> str:
+    """The first line with a pattern, its end included."""
+    (found,) = re.findall(rf"^.*{pattern}.*\n", text, re.MULTILINE)[:1]
+    return found
+
+
+def without(text: str, pattern: str) -> str:
+    return text.replace(line_of(text, pattern), "", 1)
+
+
+def moved_behind(text: str, pattern: str, anchor: str) -> str:
+    """The first line with `pattern`, behind the first with `anchor`."""
+    moved, stays = line_of(text, pattern), line_of(text, anchor)
+    assert text.index(moved) < text.index(stays)
+    return text.replace(moved, "", 1).replace(stays, stays + moved, 1)
+
+
+def replaced(text: str, old: str, new: str) -> str:
+    assert old in text
+    return text.replace(old, new, 1)
+
+
+def test_legal_program(run_passes: RunPasses, program: str) -> None:
+    assert str(run_passes(program, "verify-pe")) == program
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        # Names and shapes.
+        (
+            "pe.load_weight @up",
+            "pe.load_weight @gone",
+            "@full, pe.load_weight: no weight @gone is declared",
+        ),
+        ("pe.gather @head", "pe.gather @gone", "@full, pe.gather: no weight @gone is declared"),
+        (
+            "pe.gather @head",
+            "pe.gather @down",
+            "@full, pe.gather: gives 64 values a token, columns of the weight have 512",
+        ),
+        (
+            "pe.load_cache @kv keys",
+            "pe.load_cache @gone keys",
+            "@full, pe.load_cache: no cache @gone is declared",
+        ),
+        (
+            "speq.cache @kv {heads = 2 : i64, key_dim = 16",
+            "speq.cache @kv {heads = 2 : i64, key_dim = 8",
+            "@full, pe.load_cache: streams !pe.stream<tensor<2x?x16xf16>>, "
+            "the cache holds !pe.stream<tensor<2x?x8xf16>>",
+        ),
+        (
+            "pe.append @kv",
+            "pe.append @gone",
+            "@full, pe.append: no cache @gone is declared",
+        ),
+        (
+            '@up from "up" : tensor<64x512xf16>',
+            '@up from "up" : tensor<64x576xf16>',
+            "@full, pe.load_weight: views a (64, 512) weight, declared as (64, 576)",
+        ),
+        # Weights and their blocks.
+        (
+            "per_block 5>",
+            "per_block 4>",
+            "tiling #pe.tiling<64x64, grid 1x5, per_block 4> does not fit the target, "
+            "not #pe.tiling<64x64, grid 1x5, per_block 5>",
+        ),
+        (
+            "last_block_bytes = 41600",
+            "last_block_bytes = 41598",
+            "blocks of 0 and 41598 bytes, the weight has 0 and 41600",
+        ),
+        # The array's mode.
+        (
+            "pe.mode full",
+            "pe.mode draft",
+            "pe.gemm: reads a full view while the array's mode is draft",
+        ),
+        # Kernels.
+        (
+            'pe.vector "Add"',
+            'pe.vector "Sum"',
+            '@full, pe.vector: the vector unit has no kernel "Sum"',
+        ),
+        # Caches.
+        (
+            "pe.load_cache @kv keys",
+            "pe.load_cache @kv values",
+            "@full, pe.attention: its cached keys must be streamed from @kv",
+        ),
+        # Decode programs.
+        (
+            "speq.decode @draft_only",
+            "speq.decode @other",
+            "the module has no speq.decode @draft_only",
+        ),
+        (
+            "speq.call @draft(%token)",
+            "speq.call @gone(%token)",
+            "@speculative calls @gone, which is no function",
+        ),
+        # Attributes of the module.
+        ("speq.context = 128 : i64, ", "", "the module has no positive speq.context attribute"),
+        ("clock_hz = ", "clock = ", "#pe.target: unknown key 'clock'"),
+    ],
+)
+def test_one_thing_wrong(
+    run_passes: RunPasses, program: str, old: str, new: str, message: str
+) -> None:
+    assert message in rejected(run_passes, replaced(program, old, new))
+
+
+def test_kept_weight_has_no_draft(run_passes: RunPasses, program: str) -> None:
+    message = rejected(run_passes, program.replace("<512x64, full>", "<512x64, draft>"))
+    assert "@full, pe.load_weight: weight @down is not split: it has no draft" in message
+
+
+def test_view_in_the_draft_needs_draft_mode(run_passes: RunPasses, program: str) -> None:
+    full, draft = program.split("func.func @draft")
+    message = rejected(
+        run_passes, full + "func.func @draft" + replaced(draft, "pe.mode draft", "pe.mode full")
+    )
+    assert "@draft, pe.gemm: reads a draft view while the array's mode is full" in message
+
+
+def test_mode_at_the_start_is_unknown(run_passes: RunPasses, program: str) -> None:
+    message = rejected(run_passes, without(program, "pe.mode full"))
+    assert "@full, pe.gemm: reads a full view while the array's mode is None" in message
+
+
+def test_attention_on_the_array_needs_full_mode(run_passes: RunPasses, program: str) -> None:
+    message = rejected(run_passes, replaced(program, "on vector", "on array"))
+    assert "@full, pe.attention: runs on the array in mode None, needs mode full" in message
+
+
+def test_streams_are_consumed_in_the_order_of_their_loads(
+    run_passes: RunPasses, program: str
+) -> None:
+    message = rejected(run_passes, moved_behind(program, "%up = ", "%down = "))
+    assert "@full, pe.gemm: consumes a stream out of the order of the loads" in message
+
+
+def test_streams_are_consumed_once(run_passes: RunPasses, program: str) -> None:
+    add = line_of(program, 'pe.vector "Add"')
+    twice = add.replace("%r = ", "%again = ").replace("(%x, %d)", "(%x, %norm)")
+    twice = twice.replace("tensor<1x?x64xf16>)", "!pe.stream<tensor<64xf16>>)", 1)
+    message = rejected(run_passes, program.replace(add, twice + add, 1))
+    assert "@full, pe.vector: consumes a stream out of the order of the loads" in message
+
+
+def test_streams_are_consumed(run_passes: RunPasses, program: str) -> None:
+    load = line_of(program, "%norm = ")
+    extra = load.replace("%norm = ", "%unused = ")
+    last = line_of(program, "func.return")
+    message = rejected(run_passes, program.replace(last, extra + last, 1))
+    assert "@full, pe.load_constant: its stream is never consumed" in message
+
+
+def test_cache_is_read_before_it_is_appended_to(run_passes: RunPasses, program: str) -> None:
+    append, attention = line_of(program, r"pe\.append"), line_of(program, r"pe\.attention")
+    early = program.replace(append, "", 1).replace(attention, append + attention, 1)
+    message = rejected(run_passes, early)
+    assert "@full, pe.attention: cache @kv is already appended to" in message
+
+
+def test_cache_is_appended_to_once(run_passes: RunPasses, program: str) -> None:
+    append = line_of(program, r"pe\.append")
+    twice = rejected(run_passes, program.replace(append, append + append, 1))
+    assert "@full, pe.append: cache @kv is appended to twice" in twice
+    never = rejected(run_passes, program.replace(append, "", 1))
+    assert never == "verify-pe: @full: cache @kv is never appended to"
+
+
+def test_rows_are_those_of_the_cache(run_passes: RunPasses, program: str) -> None:
+    append = line_of(program, r"pe\.append")
+    whole = append.replace("%key, %key", "%key, %query").replace(
+        ", tensor<1x2x?x16xf16>)", ", tensor<1x4x?x16xf16>)"
+    )
+    assert whole != append
+    message = rejected(run_passes, program.replace(append, whole, 1))
+    assert (
+        "@full, pe.append: takes tensor<1x4x?x16xf16>, rows of the cache are tensor<1x2x?x16xf16>"
+    ) in message
+
+
+def test_operation_of_another_level(run_passes: RunPasses, program: str) -> None:
+    add = line_of(program, 'pe.vector "Add"')
+    foreign = add.replace('pe.vector "Add"(%x, %d)', "onnx.Add %x, %d")
+    foreign = re.sub(r"\{.*\}", "", foreign)
+    message = rejected(run_passes, program.replace(add, foreign, 1))
+    assert "@full, onnx.Add: is no operation of the machine" in message
+
+
+def test_module_without_target(run_passes: RunPasses) -> None:
+    message = rejected(run_passes, "builtin.module attributes {speq.context = 8 : i64} {}")
+    assert message == "the module has no pe.target attribute: no target to map to"

@@ -16,6 +16,7 @@ from speqc.dialects.pe import (
     LoadConstantOp,
     LoadWeightOp,
 )
+from speqc.runtime.errors import SpeqcError
 from speqc.runtime.module_attributes import module_target
 
 
@@ -24,14 +25,17 @@ class ScheduleLoadsPass(ModulePass):
     """Issue each load as early as the banks could take it, and stores where they stall no load.
 
     The banks are a ring: a load is moved ahead of the consumer whose end frees a bank for its first
-    block. The DRAM channel serves requests in order, so the store of new keys and
-    values, which waits for a product, moves behind the next product: by then it is ready.
+    block. The DRAM channel serves requests in order, so the store of new keys and values, which
+    waits for a product, moves behind the next product: by then it is ready.
     """
 
     name = "schedule-loads"
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
-        """Reorder the operations of every step function."""
+        """Reorder the operations of every step function.
+
+        Raises SpeqcError where a stream has not exactly one consumer.
+        """
         banks = module_target(op).weight_sram_banks
         for function in op.ops:
             if isinstance(function, FuncOp):
@@ -75,8 +79,12 @@ def _hoist_loads(block: Block, banks: int) -> None:
 
 
 def _consumer(load: Operation) -> Operation:
-    (use,) = load.results[0].uses
-    return use.operation
+    users = [use.operation for use in load.results[0].uses]
+    if len(users) != 1:
+        raise SpeqcError(
+            f"schedule-loads: {load.name}: a stream has one consumer, this one has {len(users)}"
+        )
+    return users[0]
 
 
 def _banks(load: Operation, banks: int) -> int:

@@ -59,6 +59,7 @@ class ProgramTimer:
         self._caches = {c.sym_name.data: c for c in program.ops if isinstance(c, CacheOp)}
         self._functions = {f.sym_name.data: f for f in program.ops if isinstance(f, FuncOp)}
         self._steps: dict[Call, StepCost] = {}
+        self._builders: dict[tuple[str, int, bool], _StepBuilder] = {}
 
     def step(self, function: str, rows: int, past: int) -> StepCost:
         """Time one pass of a step function over `rows` tokens behind `past` cached positions."""
@@ -77,10 +78,17 @@ class ProgramTimer:
         """The resource model's ops for one pass, each with its DRAM traffic and its origin."""
         if function not in self._functions:
             raise SpeqcError(f"the program has no step function @{function}")
+        # Steps that differ in the cache's length alone share all ops but those that read it.
+        key = function, rows, past > 0
+        if key not in self._builders:
+            self._builders[key] = self._build(function, rows, past)
+        return self._builders[key].with_past(past)
+
+    def _build(self, function: str, rows: int, past: int) -> "_StepBuilder":
         builder = _StepBuilder(self.target, self._weights, self._caches, rows, past)
         for op in self._functions[function].body.block.ops:
             builder.add(op)
-        return builder.ops
+        return builder
 
     def total(self, calls: Iterable[Call]) -> Simulated:
         """Cost of passes one after another."""
@@ -118,11 +126,28 @@ class _StepBuilder:
         self.rows = rows
         self.past = past
         self.ops: list[TimedOp] = []
+        self.place = 0
+        self.varying: list[tuple[int, Operation]] = []
         self.ready: dict[SSAValue, tuple[int, ...]] = {}
         self.loads: dict[SSAValue, int] = {}
 
+    def with_past(self, past: int) -> list[TimedOp]:
+        """The ops for another length of the caches, which must be empty or not as before."""
+        if past != self.past:
+            self.past = past
+            for place, op in self.varying:
+                self.place = place
+                self._translate(op)
+        return list(self.ops)
+
     def add(self, op: Operation) -> None:
         """Append what `op` does."""
+        if isinstance(op, pe.LoadCacheOp | pe.AttentionOp):
+            self.varying.append((self.place, op))
+        self._translate(op)
+
+    def _translate(self, op: Operation) -> None:
+        """Put what `op` does at the present place."""
         match op:
             case pe.ModeOp():
                 self._append(SwitchMode(self.target.mode_switch_cycles), 0, op)
@@ -148,8 +173,9 @@ class _StepBuilder:
                 raise SpeqcError(f"{op.name} is no operation of the machine")
 
     def _append(self, timed: Op, size: int, source: Operation) -> int:
-        self.ops.append(TimedOp(timed, size, source))
-        return len(self.ops) - 1
+        self.ops[self.place : self.place + 1] = [TimedOp(timed, size, source)]
+        self.place += 1
+        return self.place - 1
 
     def _load(self, op: Operation, load: Load, size: int) -> None:
         self.loads[op.results[0]] = self._append(load, size, op)

@@ -73,7 +73,7 @@ def move(op: Operation, place: InsertPoint) -> None:
 
 
 @given(
-    banks=st.integers(1, 12),
+    banks=st.integers(2, 12),
     bank_kib=st.integers(9, 70),
     bandwidth=st.sampled_from([10**9, 10**10, 51_200_000_000, 10**12]),
     latency=st.sampled_from([0, 100, 2000]),
@@ -84,7 +84,7 @@ def move(op: Operation, place: InsertPoint) -> None:
     past=st.integers(0, 110),
 )
 @settings(
-    max_examples=600, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=800, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_never_slower(
     run_passes: RunPasses,

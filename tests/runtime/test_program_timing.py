@@ -259,6 +259,12 @@ def test_a_step_is_timed_once(timer: ProgramTimer) -> None:
     assert timer.time("full", 3, 17) == timer.step("full", 3, 17)
 
 
+def test_another_cache_length_is_as_if_timed_first(program: ModuleOp) -> None:
+    timer = ProgramTimer(program)
+    for past in (5, 300, 0, 5, 64):
+        assert timer.ops("draft", 1, past) == ProgramTimer(program).ops("draft", 1, past)
+
+
 def test_unknown_function(timer: ProgramTimer) -> None:
     with pytest.raises(SpeqcError, match="the program has no step function @other"):
         timer.step("other", 1, 0)

@@ -4,8 +4,9 @@
 
 Everything runs in one go on the machine at hand: `speqc compile` in a process of its own (wall time
 and peak resident memory), each decoding mode of the machine, onnxruntime on the same file, and,
-with the folder of the Hugging Face model, Transformers in FP32. Each rate is the median of three
-runs behind a warm-up. Needs `pip install 'speqc[export]'`.
+with the folder of the Hugging Face model, Transformers in FP32. All continue the same text
+greedily. Each rate is the median of three runs behind a warm-up, and counts new tokens over the
+whole run, prompt included. Needs `pip install 'speqc[export]'`.
 """
 
 import argparse
@@ -21,7 +22,8 @@ from pathlib import Path
 
 import psutil
 
-PROMPT_TOKENS = 32
+PROMPT = """Once upon a time there was a small town by the sea. Every morning the fishermen went out
+in their boats, and every evening they came home and told"""
 REPEATS = 3
 
 
@@ -33,15 +35,16 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    results = {"machine": f"{platform.processor()} x {psutil.cpu_count()}"}
+    prompt = prompt_tokens(options.model.parent / "tokenizer.json")
+    results = {"machine": f"{platform.machine()} x {psutil.cpu_count()}"}
     with tempfile.TemporaryDirectory() as folder:
         artifact = Path(folder) / "model.speq"
         results |= measure_compile(options.model, artifact)
-        results |= measure_machine(artifact, options.new_tokens)
+        results |= measure_machine(artifact, prompt, options.new_tokens)
         results |= measure_simulation(artifact)
-    results |= measure_onnxruntime(options.model, options.new_tokens)
+    results |= measure_onnxruntime(options.model, prompt, options.new_tokens)
     if options.hugging_face:
-        results |= measure_transformers(options.hugging_face, options.new_tokens)
+        results |= measure_transformers(options.hugging_face, prompt, options.new_tokens)
     for name, value in results.items():
         print(f"{name:48} {value if isinstance(value, str) else format(value, '.4g')}")
     if options.json:
@@ -75,8 +78,8 @@ def watch_memory(process: "subprocess.Popen[bytes]") -> int:
     return peak
 
 
-def measure_machine(artifact: Path, new_tokens: int) -> dict[str, float]:
-    """Tokens per second of each mode of the machine."""
+def measure_machine(artifact: Path, prompt: Sequence[int], new_tokens: int) -> dict[str, float]:
+    """Tokens per second of each mode of the machine, and the acceptance rate."""
     from speqc.artifact import load_artifact
     from speqc.runtime.decode import MODES, DecodeOptions, decode
     from speqc.runtime.machine import Machine
@@ -84,13 +87,15 @@ def measure_machine(artifact: Path, new_tokens: int) -> dict[str, float]:
 
     loaded = load_artifact(artifact)
     machine = Machine(loaded.program, WeightFile(loaded.weights))
-    prompt = some_prompt(machine.vocabulary)
     options = DecodeOptions(new_tokens)
+    rounds = decode(machine, "speculative", prompt, options).rounds
+    accepted = sum(entry.accepted for entry in rounds) / sum(entry.drafted for entry in rounds)
 
     def run(mode: str) -> Callable[[], None]:
         return lambda: void(decode(machine, mode, prompt, options))
 
-    return {f"speqc {mode} tokens/s": new_tokens / median_seconds(run(mode)) for mode in MODES}
+    rates = {f"speqc {mode} tokens/s": new_tokens / median_seconds(run(mode)) for mode in MODES}
+    return rates | {"speqc acceptance rate": accepted}
 
 
 def measure_simulation(artifact: Path) -> dict[str, float]:
@@ -110,30 +115,31 @@ def measure_simulation(artifact: Path) -> dict[str, float]:
     }
 
 
-def measure_onnxruntime(model: Path, new_tokens: int) -> dict[str, float]:
+def measure_onnxruntime(model: Path, prompt: Sequence[int], new_tokens: int) -> dict[str, float]:
     """Greedy tokens per second of onnxruntime on the same file, its optimisations on."""
     from speqc.oracle import OnnxRuntimeDecoder
 
     decoder = OnnxRuntimeDecoder(model, optimize=True)
-    prompt = some_prompt(decoder.call([0]).shape[-1])
     seconds = median_seconds(lambda: void(decoder.greedy(prompt, new_tokens)))
     return {"onnxruntime tokens/s": new_tokens / seconds}
 
 
-def measure_transformers(source: Path, new_tokens: int) -> dict[str, float]:
+def measure_transformers(source: Path, prompt: Sequence[int], new_tokens: int) -> dict[str, float]:
     """Greedy tokens per second of Transformers in FP32."""
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GgufConfig
 
-    gguf = {"gguf_file": source.name} if source.suffix == ".gguf" else {}
+    gguf = {}
+    if source.suffix == ".gguf":
+        gguf = {"gguf_file": source.name, "quantization_config": GgufConfig(dequantize=True)}
     folder = source.parent if gguf else source
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **gguf).eval()
-    prompt = torch.tensor([some_prompt(model.config.vocab_size)])
+    tokens = torch.tensor([prompt])
 
     def run() -> None:
         model.generate(
-            prompt,
-            attention_mask=torch.ones_like(prompt),
+            tokens,
+            attention_mask=torch.ones_like(tokens),
             do_sample=False,
             min_new_tokens=new_tokens,
             max_new_tokens=new_tokens,
@@ -142,9 +148,11 @@ def measure_transformers(source: Path, new_tokens: int) -> dict[str, float]:
     return {"transformers FP32 tokens/s": new_tokens / median_seconds(run)}
 
 
-def some_prompt(vocabulary: int) -> Sequence[int]:
-    """Token ids spread over the vocabulary."""
-    return [(7919 * place + 11) % vocabulary for place in range(PROMPT_TOKENS)]
+def prompt_tokens(tokenizer: Path) -> Sequence[int]:
+    """The tokens of the prompt."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(tokenizer)).encode(PROMPT).ids
 
 
 def median_seconds(run: Callable[[], None]) -> float:

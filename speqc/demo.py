@@ -20,12 +20,16 @@ from speqc.target_files import DEFAULT_TARGET, load_target
 MODEL = "kjv"
 """The embedded model's folder among the package's models."""
 
+CHECKED_TOKENS = 48
+"""Tokens that are also decoded greedily, to show that speculation changes none of them."""
+
 
 def demo(text: str, new_tokens: int, sampling: SamplingOptions) -> None:
     """Compile the embedded model, continue `text` by `new_tokens` tokens, and report.
 
-    Greedy decoding makes so small a model go round in circles: better to sample. The text goes to
-    standard output, the table to standard error. Raises SpeqcError where the model is missing.
+    Greedy decoding makes so small a model go round in circles: better to sample. A short greedy run
+    then proves that speculation changes nothing. The text goes to standard output, the rest to
+    standard error. Raises SpeqcError where the model is missing, CheckFailed where the proof fails.
     """
     with as_file(files("speqc") / "models" / MODEL) as folder, tempfile.TemporaryDirectory() as out:
         model = folder / "model.onnx"
@@ -43,3 +47,6 @@ def demo(text: str, new_tokens: int, sampling: SamplingOptions) -> None:
         click.echo(text, nl=False)
         result = session.run(tokens, "speculative", options, echo=True)
         print_report(result.fields, "speculative", stderr=True)
+        greedy = DecodeOptions(min(new_tokens, CHECKED_TOKENS))
+        checked = session.run(tokens, "speculative", greedy, echo=False, keep_logits=True)
+        session.check(tokens, greedy, checked.decoded)

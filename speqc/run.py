@@ -149,7 +149,10 @@ class Session:
                 keep_logits=True,
             )
         compare(decoded, plain)
-        note(f"checked: {len(plain.tokens)} tokens and all their logits are equal bit for bit")
+        note(
+            f"checked: {len(plain.tokens)} greedy tokens and all their logits equal those of "
+            "autoregressive decoding bit for bit"
+        )
 
 
 def parse_token_ids(text: str) -> list[int]:

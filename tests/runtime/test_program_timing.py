@@ -265,6 +265,18 @@ def test_another_cache_length_is_as_if_timed_first(program: ModuleOp) -> None:
         assert timer.ops("draft", 1, past) == ProgramTimer(program).ops("draft", 1, past)
 
 
+@given(steps=st.lists(st.tuples(st.integers(1, 3), st.integers(0, 3)), min_size=1, max_size=6))
+@settings(max_examples=10, deadline=None)
+def test_what_was_timed_before_changes_nothing(
+    program: ModuleOp, steps: list[tuple[int, int]]
+) -> None:
+    used = ProgramTimer(program)
+    for rows, past in steps:
+        used.ops("full", rows, 200 * past)
+    rows, past = steps[-1]
+    assert used.ops("full", rows, 200 * past) == ProgramTimer(program).ops("full", rows, 200 * past)
+
+
 def test_unknown_function(timer: ProgramTimer) -> None:
     with pytest.raises(SpeqcError, match="the program has no step function @other"):
         timer.step("other", 1, 0)

@@ -5,40 +5,34 @@ computes from lengths and positions alone comes out the same for a token whereve
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from xdsl.dialects.builtin import ModuleOp, TensorType
-from xdsl.dialects.func import FuncOp
-from xdsl.ir import SSAValue
+from xdsl.dialects.func import FuncOp, ReturnOp
+from xdsl.ir import Operation, SSAValue
 
 from speqc.dialects.onnx import OnnxOp
-from speqc.passes.matching import (
-    ANY,
-    constant_integers,
-    element_type,
-    fail,
-    is_float,
-    is_weight,
-    shape,
-)
-from speqc.passes.probe import Probe
+from speqc.passes.matching import ANY, element_type, fail, is_float, is_weight, shape
+from speqc.passes.probe import Probe, opset_of
+from speqc.passes.row_rules import dynamic_axis, rows_of_result
 from speqc.passes.step_samples import StepSampler
 
 ROWS, PAST = 3, 5
 """The sample step, in sizes that are no multiple of each other."""
 
-ALONG_AXIS = frozenset(
-    {
-        "onnx.Concat",
-        "onnx.CumSum",
-        "onnx.LogSoftmax",
-        "onnx.Slice",
-        "onnx.Softmax",
-        "onnx.Split",
-        "onnx.TopK",
-    }
-)
-"""Operations that combine or drop elements along their axes; and all reductions."""
+TOKENS = "the number of tokens"
+"""What every dynamic size must be."""
+
+MIXES = "it combines the rows of different tokens, which only attention may"
+COMPUTES = f"it computes with {TOKENS} in a step, which may only be a size"
+"""Reasons for refusing an operation."""
+
+ROWS_FROM_SIZES = frozenset({"onnx.ConstantOfShape", "onnx.Expand", "onnx.Range"})
+"""Operations that may make rows out of sizes."""
+
+SIZES_OF = {"onnx.Reshape": 1}
+"""Operations on rows whose operands from this one on are the sizes of the result."""
 
 SIZED_BY = {
     "onnx.ConstantOfShape": 0,
@@ -59,23 +53,68 @@ SIZED_BY = {
 
 
 def check_rows(module: ModuleOp, function: FuncOp) -> None:
-    """Check the ONNX operations of a step.
+    """Check the operations of a step.
 
     Raises:
-        SpeqcError: a dynamic size is not M, an operation combines rows of different tokens, or
-            counts them from the first of the step.
+        SpeqcError: a dynamic size is not M, an operation may combine rows of different tokens,
+            computes with the number of rows, or counts them from the first of the step.
     """
     sampler = StepSampler(module, function)
     together = sampler.probe(ROWS, PAST)
     alone = [sampler.probe(1, PAST + row) for row in range(ROWS)]
+    walk = _Walk(opset_of(module), dict.fromkeys(function.args, 1))
     for op in function.body.block.ops:
+        walk.visit(op)
         if not isinstance(op, OnnxOp):
             continue
-        if _mixes_rows(op):
-            raise fail(op, "it combines the rows of different tokens, which only attention may")
         for value in op.results:
-            if isinstance(value.type, TensorType) and ANY in shape(value):
+            if dynamic_axis(value) is not None:
                 _check_value(op, value, together, alone)
+
+
+@dataclass
+class _Walk:
+    """What is known of the values of a step so far.
+
+    `rows` are those with a dynamic dimension, `sizes` integers computed from the number of rows.
+    """
+
+    opset: int
+    rows: dict[SSAValue, int]
+    sizes: set[SSAValue] = field(default_factory=set)
+
+    def visit(self, op: Operation) -> None:
+        """Check an operation, and add its results."""
+        sized = [index for index, value in enumerate(op.operands) if value in self.sizes]
+        if not any(value in self.rows for value in op.operands):
+            self._visit_without_rows(op, sized)
+        elif op.name == "onnx.Shape":
+            self.sizes.update(op.results)
+        elif any(index < SIZES_OF.get(op.name, len(op.operands)) for index in sized):
+            raise fail(op, COMPUTES)
+        elif isinstance(op, ReturnOp):
+            if any(self.rows.get(value) != 1 for value in op.operands):
+                raise fail(op, MIXES)
+        else:
+            self._visit_rows(op)
+
+    def _visit_without_rows(self, op: Operation, sized: Sequence[int]) -> None:
+        dynamic = [value for value in op.results if dynamic_axis(value) is not None]
+        if dynamic:
+            if op.name not in ROWS_FROM_SIZES:
+                raise fail(op, f"the dynamic size of {dynamic[0].type} is not {TOKENS}")
+            self.rows.update(dict.fromkeys(dynamic, 1))
+        elif sized:
+            if any(is_float(element_type(value)) for value in op.results):
+                raise fail(op, COMPUTES)
+            self.sizes.update(op.results)
+
+    def _visit_rows(self, op: Operation) -> None:
+        each = rows_of_result(op, self.rows, self.opset)
+        results = [value for value in op.results if isinstance(value.type, TensorType)]
+        if each is None or any(dynamic_axis(value) is None for value in results):
+            raise fail(op, MIXES)
+        self.rows.update(dict.fromkeys(results, each))
 
 
 def _check_value(op: OnnxOp, value: SSAValue, together: Probe, alone: Sequence[Probe]) -> None:
@@ -87,7 +126,7 @@ def _check_value(op: OnnxOp, value: SSAValue, together: Probe, alone: Sequence[P
     if found is None and not sized:
         return
     if found is None or found.shape[axis] != ROWS:
-        raise fail(op, f"the dynamic size of {value.type} is not the number of tokens")
+        raise fail(op, f"the dynamic size of {value.type} is not {TOKENS}")
     for index, probe in enumerate(alone):
         row = probe.value(value)
         if row is None or not np.array_equal(row, found.take([index], axis)):
@@ -100,31 +139,3 @@ def _is_sized_by_values(op: OnnxOp) -> bool:
     if first is None:
         return False
     return first == 0 or not all(is_weight(operand) for operand in op.operands[first:])
-
-
-def _mixes_rows(op: OnnxOp) -> bool:
-    if not op.operands or not isinstance(op.operands[0].type, TensorType):
-        return False
-    if op.name == "onnx.MatMul":
-        left, right = shape(op.operands[0]), shape(op.operands[1])
-        return ANY in (left[-1], *right[-2:][:1])
-    sizes = shape(op.operands[0])
-    if op.name not in ALONG_AXIS and not op.name.startswith("onnx.Reduce"):
-        return False
-    axes = _axes(op)
-    if axes is None:
-        return ANY in sizes
-    return any(sizes[axis] == ANY for axis in axes)
-
-
-def _axes(op: OnnxOp) -> tuple[int, ...] | None:
-    """The dimensions that an operation works along; None if it may be all."""
-    if (axes := op.integers("axes")) is not None:
-        return axes
-    names = op.schema().inputs
-    for name in ("axes", "axis"):
-        if name in names and op.input(name) is not None:
-            return constant_integers(op.input(name))
-    if "axis" in op.schema().attributes:
-        return (op.integer("axis", -1),)
-    return None

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,27 +75,54 @@ class OnnxRuntimeDecoder:
         return tokens, np.stack(rows)
 
 
+class Difference(NamedTuple):
+    """The first token that is not the oracle's.
+
+    `margin` is by how much the oracle prefers its own, `tolerance` up to which margin two FP16
+    computations may disagree.
+    """
+
+    place: int
+    token: int
+    expected: int
+    margin: float
+    tolerance: float
+
+    @property
+    def is_near_tie(self) -> bool:
+        """Whether rounding alone may decide between the two tokens."""
+        return self.margin <= self.tolerance
+
+    def __str__(self) -> str:
+        return (
+            f"token {self.place} is {self.token}, the oracle's is {self.expected} by a margin of "
+            f"{self.margin:.4f} (tolerance {self.tolerance:.4f})"
+        )
+
+
+def first_difference(
+    tokens: Sequence[int], oracle_tokens: Sequence[int], oracle_logits: NDArray
+) -> Difference | None:
+    """Where `tokens` leave the oracle's; None where they do not. ValueError for unlike lengths.
+
+    From there on the two texts are different ones, so nothing later is compared. The tolerance is
+    RELATIVE_TOLERANCE of the oracle's largest logit at that place, in magnitude.
+    """
+    for place, (token, expected) in enumerate(zip(tokens, oracle_tokens, strict=True)):
+        if token != expected:
+            row = oracle_logits[place]
+            margin = float(row[expected] - row[token])
+            tolerance = RELATIVE_TOLERANCE * float(np.abs(row).max())
+            return Difference(place, token, expected, margin, tolerance)
+    return None
+
+
 def first_real_difference(
     tokens: Sequence[int], oracle_tokens: Sequence[int], oracle_logits: NDArray
 ) -> str | None:
-    """Where `tokens` leave the oracle's, unless it nearly tied there; None where they do not.
-
-    A near tie: the oracle's two best logits lie within RELATIVE_TOLERANCE of its largest one. From
-    there on the two texts are different ones, so nothing later is compared.
-    """
-    for place, (token, expected) in enumerate(zip(tokens, oracle_tokens, strict=True)):
-        if token == expected:
-            continue
-        row = oracle_logits[place]
-        margin = float(row[expected] - row[token])
-        tolerance = RELATIVE_TOLERANCE * float(np.abs(row).max())
-        if margin <= tolerance:
-            return None
-        return (
-            f"token {place} is {token}, the oracle's is {expected} by a margin of {margin:.4f} "
-            f"(tolerance {tolerance:.4f})"
-        )
-    return None
+    """Where `tokens` leave the oracle's, in words; None where they do not, or at a near tie."""
+    difference = first_difference(tokens, oracle_tokens, oracle_logits)
+    return None if difference is None or difference.is_near_tie else str(difference)
 
 
 def _is_cache(name: str) -> bool:

@@ -2,13 +2,16 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
-# pytest puts the folders of test files first on the path; in this one, `speqc` are tests.
+# pytest puts the folders of test files first on the path, and in this one `speqc` is a folder of
+# tests: the package is imported before that can hide it.
 sys.path[:] = [entry for entry in sys.path if entry != str(Path(__file__).parent)]
+import_module("speqc")
 
 COMPILE_SECONDS = 600
 """How long a worker waits for another one's compilation."""

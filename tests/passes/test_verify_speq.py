@@ -102,6 +102,97 @@ CASES = {
     ),
 }
 
+ROW = "tensor<1x?x8xf16>"
+TABLE = '%table = onnx.initializer "t", "sha256:0" : tensor<8x8xf16>\n'
+
+MIXING = {
+    "normalisation over rows": f"%s = onnx.LayerNormalization %x, %x {{axis = 1 : i64}} : ({ROW}, {ROW}) -> {ROW}",
+    "arg max over rows": f"%s = onnx.ArgMax %x {{axis = 1 : i64}} : ({ROW}) -> tensor<1x1x8xi64>",
+    "first row": f"%s = onnx.Gather %x, %one {{axis = 1 : i64}} : ({ROW}, tensor<i64>) -> tensor<1x8xf16>",
+    "triangle": f"%s = onnx.Trilu %x : ({ROW}) -> {ROW}",
+    "size": f"%s = onnx.Size %x : ({ROW}) -> tensor<i64>",
+    "maximum with a table": f"{TABLE}%s = onnx.Max %x, %table : ({ROW}, tensor<8x8xf16>) -> {ROW}",
+    "columns for rows": "%to = onnx.Constant dense<[1, 8, -1]> : tensor<3xi64>\n"
+    f"%s = onnx.Reshape %x, %to : ({ROW}, tensor<3xi64>) -> tensor<1x8x?xf16>",
+    "two rows in one": "%to = onnx.Constant dense<[1, -1, 16]> : tensor<3xi64>\n"
+    f"%s = onnx.Reshape %x, %to : ({ROW}, tensor<3xi64>) -> tensor<1x?x16xf16>",
+    "heads for rows": "%to = onnx.Constant dense<[1, -1, 4]> : tensor<3xi64>\n"
+    f"%h = onnx.Reshape %x, %to : ({ROW}, tensor<3xi64>) -> tensor<1x?x4xf16>\n"
+    "%part = onnx.Slice %x, %zero, %four, %two : "
+    f"({ROW}, tensor<1xi64>, tensor<1xi64>, tensor<1xi64>) -> tensor<1x?x4xf16>\n"
+    "%s = onnx.Add %h, %part : (tensor<1x?x4xf16>, tensor<1x?x4xf16>) -> tensor<1x?x4xf16>",
+    "rows joined": f"%s = onnx.Concat %x, %x {{axis = 1 : i64}} : ({ROW}, {ROW}) -> {ROW}",
+    "rows repeated": "%n = onnx.Constant dense<[1, 2, 1]> : tensor<3xi64>\n"
+    f"%s = onnx.Tile %x, %n : ({ROW}, tensor<3xi64>) -> {ROW}",
+    "softmax over rows": f"%s = onnx.Softmax %x {{axis = 1 : i64}} : ({ROW}) -> {ROW}",
+    "rows at coordinates": "%at = onnx.Constant dense<0> : tensor<1x2xi64>\n"
+    f"%s = onnx.GatherND %x, %at : ({ROW}, tensor<1x2xi64>) -> tensor<1x8xf16>",
+    "product with all rows": f"{TABLE}%t = onnx.Transpose %x {{perm = array<i64: 0, 2, 1>}} : "
+    f"({ROW}) -> tensor<1x8x?xf16>\n"
+    f"%s = onnx.MatMul %x, %t : ({ROW}, tensor<1x8x?xf16>) -> {ROW}",
+}
+"""Lines in front of the append whose last one gives %s out of rows of several tokens."""
+
+CONSTANTS = "".join(
+    f"%{name} = onnx.Constant dense<{value}> : tensor<1xi64>\n"
+    for name, value in {"zero": 0, "two": 2, "four": 4}.items()
+)
+
+
+@pytest.mark.parametrize("what", MIXING)
+def test_refuses_what_mixes_rows(what: str, run_passes: RunPasses) -> None:
+    text = LEGAL.replace(APPEND, f'{CONSTANTS}{MIXING[what]} loc("node")\n{APPEND}')
+    with pytest.raises(SpeqcError, match="'node': it combines the rows of different tokens"):
+        run_passes(text, "verify-speq")
+
+
+def test_refuses_to_compute_with_the_number_of_tokens(run_passes: RunPasses) -> None:
+    lines = (
+        f"%n = onnx.Shape %x {{start = 1 : i64, end = 2 : i64}} : ({ROW}) -> tensor<1xi64>\n"
+        "%f = onnx.Cast %n {to = 10 : i64} : (tensor<1xi64>) -> tensor<1xf16>\n"
+    )
+    with pytest.raises(SpeqcError, match="onnx.Cast: it computes with the number of tokens"):
+        run_passes(LEGAL.replace(APPEND, lines + APPEND), "verify-speq")
+    lines = lines.splitlines()[0] + (
+        f"\n%top, %i = onnx.TopK %x, %n : ({ROW}, tensor<1xi64>) -> ({ROW}, tensor<1x?x8xi64>)\n"
+    )
+    with pytest.raises(SpeqcError, match="onnx.TopK: it computes with the number of tokens"):
+        run_passes(LEGAL.replace(APPEND, lines + APPEND), "verify-speq")
+
+
+APART = {
+    "heads in the rows and back": "%to = onnx.Constant dense<[1, -1, 4]> : tensor<3xi64>\n"
+    f"%h = onnx.Reshape %x, %to : ({ROW}, tensor<3xi64>) -> tensor<1x?x4xf16>\n"
+    "%e = onnx.Exp %h : (tensor<1x?x4xf16>) -> tensor<1x?x4xf16>\n"
+    f"%r = onnx.Reshape %e, %flat : (tensor<1x?x4xf16>, tensor<3xi64>) -> {ROW}\n"
+    f"%s = onnx.Add %r, %x : ({ROW}, {ROW}) -> {ROW}",
+    "normalisation of each row": f"%s = onnx.LayerNormalization %x, %x1 : ({ROW}, tensor<8xf16>) -> {ROW}",
+    "rows as columns": f"%t = onnx.Transpose %x {{perm = array<i64: 2, 1, 0>}} : ({ROW}) -> tensor<8x?x1xf16>\n"
+    "%s = onnx.Softmax %t {axis = 0 : i64} : (tensor<8x?x1xf16>) -> tensor<8x?x1xf16>",
+    "a column": f"%s = onnx.Gather %x, %one {{axis = 2 : i64}} : ({ROW}, tensor<i64>) -> tensor<1x?xf16>",
+    "a product": f"{TABLE}%s = onnx.MatMul %x, %table : ({ROW}, tensor<8x8xf16>) -> {ROW}",
+}
+
+
+@pytest.mark.parametrize("what", APART)
+def test_admits_what_keeps_rows_apart(what: str, run_passes: RunPasses) -> None:
+    scale = '%x1 = onnx.initializer "s", "sha256:0" : tensor<8xf16>\n'
+    run_passes(LEGAL.replace(APPEND, f"{scale}{APART[what]}\n{APPEND}"), "verify-speq")
+
+
+def test_logits_have_a_row_for_each_token(run_passes: RunPasses) -> None:
+    line = "  func.return %l"
+    lines = (
+        "%to = onnx.Constant dense<[1, -1, 136]> : tensor<3xi64>\n"
+        "%l2 = onnx.Reshape %l, %to : (tensor<1x?x272xf16>, tensor<3xi64>) -> tensor<1x?x136xf16>\n"
+        "func.return %l2 : tensor<1x?x136xf16>\n}\n"
+    )
+    text = LEGAL[: LEGAL.index(line)].replace(
+        "-> tensor<1x?x272xf16> {", "-> tensor<1x?x136xf16> {"
+    )
+    with pytest.raises(SpeqcError, match="func.return: it combines the rows"):
+        run_passes(text + lines, "verify-speq")
+
 
 def test_a_legal_module_passes(run_passes: RunPasses) -> None:
     run_passes(LEGAL, "verify-speq")

@@ -67,6 +67,13 @@ from xdsl.traits import HasParent, IsTerminator, NoTerminator, Pure, SymbolOpInt
 from xdsl.utils.exceptions import VerifyException
 from xdsl.utils.str_enum import StrEnum
 
+FULL, DRAFT = "full", "draft"
+"""Names of the two step functions."""
+
+SPECULATIVE, AUTOREGRESSIVE, DRAFT_ONLY = "speculative", "autoregressive", "draft_only"
+PROGRAMS = (SPECULATIVE, AUTOREGRESSIVE, DRAFT_ONLY)
+"""Names of the decode programs that a finished module has."""
+
 CODEBOOKS = ("sets", "paper", "naive")
 """Code books that a split weight may name."""
 
@@ -308,8 +315,12 @@ def verify_product(input: Attribute, shape: tuple[int, int], result: Attribute) 
     expected = (*input.get_shape()[:-1], columns)
     if tuple(result.get_shape()) != expected:
         raise VerifyException(
-            f"result must have shape {list(expected)}, got {list(result.get_shape())}"
+            f"result must have shape {_sizes(expected)}, got {_sizes(result.get_shape())}"
         )
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return f"[{', '.join('?' if size == DYNAMIC_INDEX else str(size) for size in shape)}]"
 
 
 @irdl_op_definition
@@ -398,7 +409,7 @@ class RMSNormOp(IRDLOperation):
         """Check that input, scale and result have one channel count."""
         shapes = [value.get_shape() for value in tensor_types(self.input, self.scale, self.result)]
         if len(shapes[1]) != 1:
-            raise VerifyException(f"scale must be a vector, got shape {list(shapes[1])}")
+            raise VerifyException(f"scale must be a vector, got shape {_sizes(shapes[1])}")
         if shapes[0][-1] != shapes[1][0]:
             raise VerifyException(f"input has {shapes[0][-1]} channels, scale has {shapes[1][0]}")
         if self.input.type != self.result.type:
@@ -457,7 +468,9 @@ class RotaryOp(IRDLOperation):
         if len({type.element_type for type in types}) > 1:
             raise VerifyException("input, cos and sin must have one element type")
         if cos != sin:
-            raise VerifyException(f"cos and sin must have one shape, got {list(cos)}, {list(sin)}")
+            raise VerifyException(
+                f"cos and sin must have one shape, got {_sizes(cos)}, {_sizes(sin)}"
+            )
         if cos[-1] > head[-1] or cos[-1] % 2:
             raise VerifyException(
                 f"the rotated width must be even and at most {head[-1]}, got {cos[-1]}"

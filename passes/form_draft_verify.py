@@ -10,6 +10,11 @@ from xdsl.passes import ModulePass
 from xdsl.rewriter import InsertPoint, Rewriter
 
 from speqc.dialects.speq import (
+    AUTOREGRESSIVE,
+    DRAFT,
+    DRAFT_ONLY,
+    FULL,
+    SPECULATIVE,
     TOKEN,
     TOKENS,
     AcceptOp,
@@ -28,9 +33,6 @@ from speqc.dialects.speq import (
     YieldOp,
 )
 from speqc.runtime.errors import SpeqcError
-
-FULL, DRAFT = "full", "draft"
-"""Names of the two step functions."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,13 @@ class FormDraftVerifyPass(ModulePass):
         draft = _draft_step(op, full)
         logits = full.function_type.outputs.data[0]
         assert isinstance(logits, TensorType)
-        programs = _Programs(logits, self.prompt_chunk)
+        programs = DecodePrograms(logits, self.prompt_chunk)
         Rewriter.insert_op(
             [
                 draft,
                 programs.speculative(self.draft_length, self.exit_threshold),
-                programs.one_by_one("autoregressive", FULL),
-                programs.one_by_one("draft_only", DRAFT),
+                programs.one_by_one(AUTOREGRESSIVE, FULL),
+                programs.one_by_one(DRAFT_ONLY, DRAFT),
             ],
             InsertPoint.after(full),
         )
@@ -87,10 +89,13 @@ def _draft_step(module: ModuleOp, full: FuncOp) -> FuncOp:
     return draft
 
 
-class _Programs:
-    """Builds decode programs for steps with one type of logits."""
+class DecodePrograms:
+    """Builds decode programs for steps with one type of logits.
 
-    def __init__(self, logits: TensorType, prompt_chunk: int):
+    Prompts go through in chunks of `prompt_chunk` tokens, with None at once.
+    """
+
+    def __init__(self, logits: TensorType, prompt_chunk: int | None):
         self.logits = logits
         self.token_logits = TensorType(
             logits.element_type, [*logits.get_shape()[:-2], 1, logits.get_shape()[-1]]
@@ -119,7 +124,7 @@ class _Programs:
         )
         prefill.add_op(RepeatOp(first, Region(round_block)))
         return DecodeOp(
-            "speculative",
+            SPECULATIVE,
             Region(prefill),
             draft_length=draft_length,
             exit_threshold=exit_threshold,

@@ -11,15 +11,14 @@ from xdsl.passes import ModulePass
 
 from speqc.dialects import pe, speq
 from speqc.dialects.speq import View, ViewType
+from speqc.passes.verify_activations import check_activations
+from speqc.passes.verify_decode import check_programs
 from speqc.runtime import costs
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.module_attributes import module_context, module_target
 from speqc.runtime.target import Target
 from speqc.runtime.vector_ops import VECTOR_OPS
 from speqc.runtime.weight_traffic import weight_traffic
-
-PROGRAMS = ("speculative", "autoregressive", "draft_only")
-"""Names of the decode programs that a module has."""
 
 OWN_KERNELS = ("rms_norm", "rotary")
 """Kernels of the vector unit that are not ONNX operators."""
@@ -32,7 +31,8 @@ class VerifyPePass(ModulePass):
     Every operation belongs to the machine; symbols resolve; shapes are those of the declarations;
     each stream has one consumer and streams are consumed in the order of their loads; blocks fit
     the banks; the array is in the mode that its operand needs; each cache is appended to once,
-    after it is read.
+    after it is read; activations do not overwrite each other; the decode programs are those that
+    form-draft-verify makes.
     """
 
     name = "verify-pe"
@@ -43,10 +43,10 @@ class VerifyPePass(ModulePass):
         target = module_target(op)
         weights = {w.sym_name.data: w for w in op.ops if isinstance(w, speq.WeightOp)}
         caches = {c.sym_name.data: c for c in op.ops if isinstance(c, speq.CacheOp)}
-        functions = {f.sym_name.data: f for f in op.ops if isinstance(f, FuncOp)}
-        for function in functions.values():
+        for function in (f for f in op.ops if isinstance(f, FuncOp)):
             _StepRules(function, weights, caches, target).check()
-        _check_programs(op, functions)
+            check_activations(function)
+        check_programs(op)
 
 
 class _StepRules:
@@ -218,16 +218,3 @@ class _StepRules:
 def _loads(op: Operation) -> Iterator[Operation]:
     if any(isinstance(result.type, pe.StreamType) for result in op.results):
         yield op
-
-
-def _check_programs(module: ModuleOp, functions: dict[str, FuncOp]) -> None:
-    programs = {p.sym_name.data: p for p in module.ops if isinstance(p, speq.DecodeOp)}
-    for name in PROGRAMS:
-        if name not in programs:
-            raise SpeqcError(f"verify-pe: the module has no speq.decode @{name}")
-    for name, program in programs.items():
-        for op in program.walk():
-            if isinstance(op, speq.CallOp) and op.callee.string_value() not in functions:
-                raise SpeqcError(
-                    f"verify-pe: @{name} calls @{op.callee.string_value()}, which is no function"
-                )

@@ -79,7 +79,8 @@ class _Declared:
         return self.caches[name]
 
 
-def _check_signature(function: FuncOp) -> None:
+def check_signature(function: FuncOp) -> None:
+    """Raise SpeqcError unless a step function maps tokens to a row of logits for each."""
     name = f"@{function.sym_name.data}"
     type = function.function_type
     if list(type.inputs) != [TOKENS]:
@@ -184,7 +185,7 @@ class VerifySpeqPass(ModulePass):
         if "full" not in functions:
             raise SpeqcError("the module has no step function @full")
         for function in functions.values():
-            _check_signature(function)
+            check_signature(function)
             for inner in function.body.block.ops:
                 _check_known(inner)
                 _check_weights(inner, declared)

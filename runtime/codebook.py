@@ -25,6 +25,9 @@ EXPONENTS = 32
 UNUSED = 255
 """Marks a slot without an exponent in `CodeBook.exponents`."""
 
+CODEBOOK_LEVELS, CODEBOOK_EXPONENTS = "codebook.levels", "codebook.exponents"
+"""Tensors of an artifact's weights that hold `CodeBook.levels` and `CodeBook.exponents`."""
+
 _PAPER_TABLE = [[9], [0, 1, 2, 3], [11], [4, 5, 6, 7], [8], [10], [12, 13], [14, 15]]
 _NAIVE_TABLE = [[2 * code, 2 * code + 1] for code in range(CODES)]
 _PAPER_LEVEL_EXPONENTS = [9, 2, 11, 6, 8, 10, 12, 14]

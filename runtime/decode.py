@@ -16,7 +16,11 @@ from speqc.runtime.errors import SpeqcError
 from speqc.runtime.machine import Machine
 from speqc.runtime.sampling import Sampler, SamplingOptions
 
-MODES = {"speculative": "speculative", "autoregressive": "autoregressive", "draft": "draft_only"}
+MODES = {
+    "speculative": speq.SPECULATIVE,
+    "autoregressive": speq.AUTOREGRESSIVE,
+    "draft": speq.DRAFT_ONLY,
+}
 """For each mode of decoding the program that does it."""
 
 

@@ -25,7 +25,7 @@ class SamplingOptions:
 
     def __post_init__(self):
         if not 0 <= self.temperature < float("inf"):
-            raise SpeqcError(f"temperature must be at least 0, got {self.temperature}")
+            raise SpeqcError(f"temperature must be finite and at least 0, got {self.temperature}")
         if self.top_k < 0:
             raise SpeqcError(f"top-k must be at least 0, got {self.top_k}")
         if not 0 < self.top_p <= 1:

@@ -7,7 +7,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from speqc.dialects.speq import WeightOp
-from speqc.runtime.codebook import load_codebook
+from speqc.runtime.codebook import (
+    CLASSES,
+    CODEBOOK_EXPONENTS,
+    CODEBOOK_LEVELS,
+    CODES,
+    SLOTS,
+    CodeBook,
+)
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.planes import Planes, draft_panels, full_panels
 
@@ -16,7 +23,9 @@ class WeightFile:
     """The memory-mapped `weights.safetensors` of an artifact.
 
     A split weight NAME stands as NAME.draft, NAME.rest and NAME.scales (see `planes`), one kept as
-    FP16 as NAME.fp16 (uint16[NB, K, 64] patterns); constants stand under their own names.
+    FP16 as NAME.fp16 (uint16[NB, K, 64] patterns); constants stand under their own names. The code
+    book of all split weights stands in two tensors of its own, so that the file says what its bits
+    mean whatever books this speqc has.
     """
 
     def __init__(self, path: Path):
@@ -27,12 +36,27 @@ class WeightFile:
             raise SpeqcError(f"{path}: cannot be read as safetensors: {error}") from None
         self.path = path
         self.names = frozenset(self._file.keys())
+        self._book: CodeBook | None = None
 
     def read(self, name: str) -> NDArray:
         """The tensor of that name; raises SpeqcError where there is none."""
         if name not in self.names:
-            raise SpeqcError(f"{self.path}: tensor {name} is missing")
+            raise SpeqcError(f"{self.path}: tensor {name} is missing: compile the model again")
         return self._file.get_tensor(name)
+
+    def codebook(self, weight: WeightOp) -> CodeBook:
+        """The code book of a split weight; raises SpeqcError where the file holds none."""
+        assert weight.codebook is not None and weight.group_size is not None
+        if self._book is None:
+            self._book = self._read_codebook(weight.codebook.data, weight.group_size.value.data)
+        return self._book
+
+    def _read_codebook(self, name: str, group_size: int) -> CodeBook:
+        levels, exponents = self.read(CODEBOOK_LEVELS), self.read(CODEBOOK_EXPONENTS)
+        found = (levels.dtype, levels.shape, exponents.dtype, exponents.shape)
+        if found != (np.float16, (CODES,), np.uint8, (CLASSES, CODES, SLOTS)):
+            raise SpeqcError(f"{self.path}: the code book is damaged: compile the model again")
+        return CodeBook(name, group_size, levels, exponents)
 
     def planes(self, weight: WeightOp) -> Planes:
         """The planes of a split weight."""
@@ -50,9 +74,11 @@ class Weight:
     """One weight of a program; each view is decoded once, when it is first used."""
 
     def __init__(self, declaration: WeightOp, file: WeightFile):
+        """Raises SpeqcError where the weight is split and the file has no code book."""
         self.declaration = declaration
         self.k, self.n = declaration.shape
         self._file = file
+        self._book = file.codebook(declaration) if declaration.is_split else None
         self._full: NDArray[np.uint16] | None = None
         self._draft: NDArray[np.uint16] | None = None
         self._scales: NDArray[np.float16] | None = None
@@ -72,8 +98,9 @@ class Weight:
     def draft(self) -> tuple[NDArray[np.uint16], NDArray[np.float16]]:
         """The draft: panels uint16[NB, K, 64] of sign * level, and scales float16[NB, G, 64]."""
         if self._draft is None or self._scales is None:
+            assert self._book is not None
             planes = self._file.planes(self.declaration)
-            self._draft = draft_panels(planes, self._book(), self.n)
+            self._draft = draft_panels(planes, self._book, self.n)
             self._scales = planes.scales
         return self._draft, self._scales
 
@@ -83,16 +110,12 @@ class Weight:
         return self.full()[block, :, column].view(np.float16)
 
     def _decode_full(self) -> NDArray[np.uint16]:
-        if not self.declaration.is_split:
+        if self._book is None:
             return self._file.read(f"{self.declaration.sym_name.data}.fp16")
         shift = self.declaration.shift
         return full_panels(
             self._file.planes(self.declaration),
-            self._book(),
+            self._book,
             self.n,
             0 if shift is None else shift.value.data,
         )
-
-    def _book(self):
-        assert self.declaration.codebook is not None
-        return load_codebook(self.declaration.codebook.data)

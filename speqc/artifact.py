@@ -116,7 +116,7 @@ def write_artifact(
         if origin.tokenizer is not None:
             shutil.copyfile(origin.tokenizer, folder / TOKENIZER)
         manifest = _manifest(program, origin, proved, folder)
-        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
@@ -159,7 +159,11 @@ def _put_in_place(making: Path, path: Path) -> None:
         return
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     path.rename(old)
-    making.rename(path)
+    try:
+        making.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
     if old.is_symlink():
         old.unlink()
     else:

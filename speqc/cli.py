@@ -3,7 +3,9 @@
 Nothing heavy is imported before a command runs: `speqc --help` has to answer at once.
 """
 
+import math
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,6 +14,20 @@ from speqc.diagnostics import ReportingGroup, report
 
 DEFAULT_TARGET = "speq-64x64"
 DEMO_PROMPT = "And the LORD spake unto Moses, saying,"
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers that NaN and infinity do not lie in."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number that a text stands for."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
 
 FILE = click.Path(path_type=Path)
 TARGET_HELP = "Target by name (see 'speqc targets'), or the path of a .toml file."
@@ -108,19 +124,19 @@ def compile_command(
 @click.option("--draft-length", type=click.IntRange(min=1), help="Most tokens drafted in a round.")
 @click.option(
     "--exit-threshold",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     help="Stop drafting when the draft's top probability falls under this.",
 )
 @click.option("--prompt-chunk", type=click.IntRange(min=1), help="Prompt tokens fed at a time.")
 @click.option(
     "--temperature",
-    type=click.FloatRange(min=0),
+    type=FiniteRange(min=0),
     default=0.0,
     show_default=True,
     help="0: greedy.",
 )
 @click.option("--top-k", type=click.IntRange(min=0), default=0, help="0: the whole vocabulary.")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0)
+@click.option("--top-p", type=FiniteRange(0, 1, min_open=True), default=1.0)
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Of sampling.")
 @click.option(
     "--check", is_flag=True, help="Also decode autoregressively; exit 1 if a logit bit differs."
@@ -170,7 +186,7 @@ def run_command(
 @click.option("--new-tokens", type=click.IntRange(min=1), help="Tokens decoded after it.")
 @click.option(
     "--acceptance",
-    type=click.FloatRange(0, 1),
+    type=FiniteRange(0, 1),
     help="Probability that a drafted token is accepted, independent of the others.",
 )
 @click.option("--replay", type=FILE, metavar="RUN.json", help="Time the rounds of a recorded run.")
@@ -236,7 +252,7 @@ def targets_command() -> None:
 @main.command("demo")
 @click.option("--prompt", default=DEMO_PROMPT, show_default=True, help="A text to continue.")
 @click.option("-n", "--new-tokens", type=click.IntRange(min=1), default=120, show_default=True)
-@click.option("--temperature", type=click.FloatRange(min=0), default=0.6, show_default=True)
+@click.option("--temperature", type=FiniteRange(min=0), default=0.6, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=1, show_default=True)
 def demo_command(prompt: str, new_tokens: int, temperature: float, seed: int) -> None:
     """Compile and run the model that comes with speqc."""

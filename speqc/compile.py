@@ -21,7 +21,7 @@ from speqc.runtime.errors import SpeqcError
 from speqc.runtime.module_attributes import CONTEXT_NAME, TARGET_NAME, target_attribute
 from speqc.runtime.target import Target
 from speqc.text import load_tokenizer
-from speqc.weight_writer import count_blocks
+from speqc.weight_writer import count_blocks, split_values
 
 DEFAULT_CONTEXT = 2048
 """Positions that the caches can hold where the model's files say nothing."""
@@ -70,10 +70,9 @@ class Summary:
     def lines(self) -> list[str]:
         """The report, a line for each fact."""
         split = [op for op in self.weights if op.is_split]
-        values = sum(op.shape[0] * op.shape[1] for op in self.weights)
         lines = [
             f"{self.operations} operations in two steps, context {self.context}",
-            f"{len(split)} of {len(self.weights)} weights split ({values:,} values), "
+            f"{len(split)} of {len(self.weights)} weights split ({split_values(split):,} values), "
             "each decoded again and compared: every bit is there",
         ]
         reasons = Counter(op.kept.data for op in self.weights if op.kept is not None)

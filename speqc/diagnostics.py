@@ -11,8 +11,8 @@ import click
 
 from speqc.runtime.errors import CheckFailed, SpeqcError
 
-CHECK_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
-"""Exit codes beside 0. The last is the shells' convention for Ctrl-C."""
+CHECK_FAILED, BAD_INPUT, INTERRUPTED, OUTPUT_CLOSED = 1, 2, 130, 141
+"""Exit codes beside 0. The last two are the shells' conventions for Ctrl-C and a closed pipe."""
 
 DEBUG_VARIABLE = "SPEQC_DEBUG"
 """The environment variable that asks for tracebacks."""
@@ -24,13 +24,18 @@ class ReportingGroup(click.Group):
     def invoke(self, ctx: click.Context) -> object:
         """Run the command that the user named."""
         try:
-            return super().invoke(ctx)
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
         except click.UsageError as error:
             command = (error.ctx or ctx).command_path
             report(f"error: {one_line(error.format_message())} See '{command} --help'.")
             ctx.exit(BAD_INPUT)
-        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+        except (click.ClickException, click.exceptions.Exit):
             raise
+        except BrokenPipeError:
+            _drop_unread_output()
+            ctx.exit(OUTPUT_CLOSED)
         except (KeyboardInterrupt, click.Abort):
             report("interrupted")
             ctx.exit(INTERRUPTED)
@@ -39,6 +44,15 @@ class ReportingGroup(click.Group):
                 traceback.print_exc()
             report(describe(error))
             ctx.exit(CHECK_FAILED if isinstance(error, CheckFailed) else BAD_INPUT)
+
+
+def _drop_unread_output() -> None:
+    """Have nothing that is still buffered fail again at the exit, as nobody reads it any more."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def describe(error: Exception) -> str:

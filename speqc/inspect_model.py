@@ -18,7 +18,13 @@ from speqc.dialects.pe import LoadConstantOp, StreamType
 from speqc.dialects.speq import WeightOp
 from speqc.dump_ir import print_module
 from speqc.onnx_import import import_model
-from speqc.report import Fields, print_table, show_bytes, write_json
+from speqc.report import (
+    Fields,
+    check_json_destination,
+    print_table,
+    show_bytes,
+    write_json,
+)
 from speqc.runtime.codebook import CODEBOOKS, fit, load_codebook
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.weights import WeightFile
@@ -44,6 +50,7 @@ def inspect(path: Path, *, program: bool, json_to: str | None) -> None:
 
     Raises SpeqcError where it is neither, or damaged.
     """
+    check_json_destination(json_to)
     if path.is_dir():
         artifact = load_artifact(path)
         if program:

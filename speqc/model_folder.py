@@ -30,22 +30,27 @@ def read_model_folder(model: Path, tokenizer: Path | None = None) -> ModelFolder
     """Look beside `model` for the files that exporters of Hugging Face models write.
 
     `tokenizer` takes the place of the `tokenizer.json` there. Raises SpeqcError for a file that
-    is no JSON object.
+    is no JSON object, or says something of the wrong type.
     """
     folder = model.parent
     config = _read(folder / "config.json")
     generation = _read(folder / "generation_config.json")
-    settings = _read(folder / "tokenizer_config.json")
+    settings_file = folder / "tokenizer_config.json"
+    settings = _read(settings_file)
     beside = folder / "tokenizer.json"
     if tokenizer is None and beside.is_file():
         tokenizer = beside
-    names = {name: _token_text(settings[name]) for name in SPECIAL_TOKENS if settings.get(name)}
-    template = folder / "chat_template.jinja"
+    try:
+        names = {name: _token_text(settings[name]) for name in SPECIAL_TOKENS if settings.get(name)}
+        template = _template(settings)
+    except TypeError as error:
+        raise SpeqcError(f"{settings_file}: {error}") from error
+    template_file = folder / "chat_template.jinja"
     return ModelFolder(
         tokenizer,
         _context(config, settings),
         _token_ids(generation, config) or _named_token(tokenizer, names.get("eos_token")),
-        template.read_text("utf-8") if template.is_file() else _template(settings),
+        _read_text(template_file) if template_file.is_file() else template,
         names,
     )
 
@@ -60,6 +65,13 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise SpeqcError(f"{path}: expected a JSON object, got {type(found).__name__}")
     return found
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise SpeqcError(f"{path}: cannot be read as UTF-8 text: {error}") from error
 
 
 def _context(config: Mapping[str, Any], settings: Mapping[str, Any]) -> int | None:
@@ -90,13 +102,27 @@ def _named_token(tokenizer: Path | None, text: str | None) -> tuple[int, ...]:
     return () if found is None else (found,)
 
 
-def _token_text(value: str | Mapping[str, str]) -> str:
+def _token_text(value: object) -> str:
     """A special token stands as its text, or as an object with the text as `content`."""
-    return value if isinstance(value, str) else value["content"]
+    text = value.get("content") if isinstance(value, dict) else value
+    if not isinstance(text, str):
+        raise TypeError(f"expected a special token's text, got {value!r}")
+    return text
 
 
 def _template(settings: Mapping[str, Any]) -> str | None:
-    value = settings.get("chat_template")
-    if isinstance(value, list):  # several templates by name
-        value = {item["name"]: item["template"] for item in value}.get("default")
-    return value
+    """The chat template: a text, or of several by name the one called `default`."""
+    match settings.get("chat_template"):
+        case None | str() as text:
+            return text
+        case list(several):
+            return dict(map(_named_template, several)).get("default")
+        case other:
+            raise TypeError(f"chat_template: expected a text, got {type(other).__name__}")
+
+
+def _named_template(item: object) -> tuple[str, str]:
+    match item:
+        case {"name": str(name), "template": str(text)}:
+            return name, text
+    raise TypeError(f"chat_template: expected objects with name and template, got {item!r}")

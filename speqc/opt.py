@@ -4,6 +4,7 @@ import argparse
 import re
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import IO
 
 from xdsl.universe import XDSL_UNIVERSE
 from xdsl.utils.exceptions import ArgSpecParseError, DiagnosticException, ParseError
@@ -36,6 +37,14 @@ class SpeqcOptMain(xDSLOptMain):
         """Take xDSL's options, under our command's name."""
         arg_parser.prog = "speqc opt"
         super().register_all_arguments(arg_parser)
+
+    def prepare_input(self) -> tuple[list[tuple[IO[bytes], int]], str]:
+        """Open the file; raises SpeqcError where its name does not tell its format."""
+        try:
+            return super().prepare_input()
+        except ValueError as error:
+            file = self.get_input_name()
+            raise SpeqcError(f"{file}: {error}: name it .mlir, or give --frontend mlir") from error
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speqc.passes.form_draft_verify import DRAFT, FULL
+from speqc.dialects.speq import DRAFT, FULL
 from speqc.report import prompt_calls, round_calls, token_calls
 from speqc.runtime.calls import Call
 from speqc.runtime.decode import MODES, Round
@@ -50,14 +50,28 @@ def _replay(report: dict[str, Any], prompt_length: int | None) -> Replay:
         prompt_length or _count(report["prompt_tokens"]),
         _count(report["new_tokens"]),
         [_round(entry) for entry in report.get("rounds", ())],
-        report.get("prompt_chunk"),
+        _chunk(report.get("prompt_chunk")),
     )
     if run.mode not in MODES:
         raise ValueError(f"unknown mode {run.mode!r}")
-    given = [entry.accepted + 1 for entry in run.rounds]
-    if run.mode == "speculative" and not sum(given[:-1]) < run.new_tokens - 1 <= sum(given):
+    if run.mode == "speculative" and not _give(run.rounds, run.new_tokens):
         raise ValueError(f"the rounds do not give {run.new_tokens} tokens")
     return run
+
+
+def _give(rounds: Sequence[Round], tokens: int) -> bool:
+    """Whether rounds give so many tokens, the prompt the first, and the last round maybe more."""
+    given = [entry.accepted + 1 for entry in rounds]
+    return sum(given[:-1]) < tokens - 1 <= sum(given) if given else tokens == 1
+
+
+def _chunk(value: object) -> int | None:
+    if value is None:
+        return None
+    chunk = _count(value)
+    if chunk == 0:
+        raise ValueError("a prompt chunk has at least 1 token")
+    return chunk
 
 
 def _round(entry: Any) -> Round:
@@ -68,6 +82,6 @@ def _round(entry: Any) -> Round:
 
 
 def _count(value: object) -> int:
-    if not isinstance(value, int) or value < 0:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"expected a count, got {value!r}")
     return value

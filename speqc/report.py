@@ -6,6 +6,7 @@ which the prompt's pass gives. `simulated` covers the whole run, prompt included
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -15,9 +16,10 @@ from typing import Any
 import click
 
 from speqc.diagnostics import progress
-from speqc.passes.form_draft_verify import DRAFT, FULL
+from speqc.dialects.speq import DRAFT, FULL
 from speqc.runtime.calls import Call
 from speqc.runtime.decode import Round
+from speqc.runtime.errors import SpeqcError
 from speqc.runtime.program_timing import ProgramTimer
 
 Fields = dict[str, Any]
@@ -131,12 +133,42 @@ def speedup_fields(fields: Fields) -> Fields:
 
 
 def write_json(fields: Mapping[str, Any], destination: str) -> None:
-    """Write a report to a file, or to standard output where `destination` is "-"."""
-    text = json.dumps(fields, indent=2, ensure_ascii=False)
+    """Write a report to a file, or to standard output where `destination` is "-".
+
+    A file is written beside its name and renamed when complete.
+    """
+    text = json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False)
+    path = Path(destination)
     if destination == "-":
         click.echo(text)
+    elif path.is_symlink() or (path.exists() and not path.is_file()):
+        # A device, a pipe, or a link such as /dev/stdout: a rename would put a file in its place.
+        path.write_text(text + "\n", encoding="utf-8")
     else:
-        Path(destination).write_text(text + "\n", encoding="utf-8")
+        _replace_file(path, text + "\n")
+
+
+def _replace_file(path: Path, text: str) -> None:
+    making = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        making.write_text(text, encoding="utf-8")
+        making.replace(path)
+    finally:
+        making.unlink(missing_ok=True)
+
+
+def check_json_destination(destination: str | None) -> None:
+    """Raise SpeqcError where `write_json` could not write, before there is anything to write."""
+    if destination is None or destination == "-":
+        return
+    path = Path(destination)
+    if path.is_dir():
+        raise SpeqcError(f"--json: {path} is a folder")
+    if not path.absolute().parent.is_dir():
+        raise SpeqcError(f"--json: {path}: the folder {path.parent} does not exist")
+    written = path if path.exists() and not path.is_file() else path.absolute().parent
+    if not os.access(written, os.W_OK):
+        raise SpeqcError(f"--json: {path}: no permission to write to {written}")
 
 
 def report_rows(fields: Fields) -> list[tuple[str, str, str]]:
@@ -207,4 +239,8 @@ def print_table(
     table = Table(*columns, box=SIMPLE_HEAD if terminal else None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
-    Console(stderr=stderr, width=None if terminal else 10_000, markup=False).print(table)
+    console = Console(stderr=stderr, width=None if terminal else 10_000, markup=False)
+    # Where the output is closed early, the console itself would exit with code 1.
+    with console.capture() as shown:
+        console.print(table)
+    click.echo(shown.get(), nl=False, err=stderr)

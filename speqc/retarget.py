@@ -1,9 +1,11 @@
 """A finished program on another target: weights in its tiles, all else as compiled."""
 
+from xdsl.context import Context
 from xdsl.dialects.builtin import IntegerAttr, ModuleOp, i64
 
 from speqc.dialects.pe import LoadWeightOp, StreamType, TilingAttr
 from speqc.dialects.speq import ViewType, WeightOp
+from speqc.passes.verify_pe import VerifyPePass
 from speqc.runtime import costs
 from speqc.runtime.module_attributes import TARGET_NAME, target_attribute
 from speqc.runtime.target import Target
@@ -14,7 +16,8 @@ def retarget(program: ModuleOp, target: Target) -> ModuleOp:
     """A copy of a `pe` program that names `target` and loads its weights in tiles of its array.
 
     The order of operations, and the units that attention runs on, stay as they were chosen for the
-    program's own target. Raises SpeqcError where a tile does not fit a bank of the target.
+    program's own target. Raises SpeqcError where a tile does not fit a bank of the target, or
+    the module is no legal program (see `verify-pe`).
     """
     module = program.clone()
     module.attributes[TARGET_NAME] = target_attribute(target)
@@ -22,6 +25,7 @@ def retarget(program: ModuleOp, target: Target) -> ModuleOp:
     for op in module.walk():
         if isinstance(op, LoadWeightOp):
             _retile(op, weights[op.weight.string_value()], target)
+    VerifyPePass().apply(Context(), module)
     return module
 
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from speqc.artifact import Artifact, load_artifact
 from speqc.check import check_options, compare
 from speqc.diagnostics import note, progress
-from speqc.report import Fields, print_report, run_fields, write_json
+from speqc.report import Fields, check_json_destination, print_report, run_fields, write_json
 from speqc.runtime.decode import Decoded, DecodeOptions, check_prompt, decode
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.machine import Machine
@@ -58,9 +58,10 @@ def run(
     `options` without stop tokens: with `stop`, those of the artifact are used.
 
     Raises:
-        SpeqcError: bad artifact or prompt.
+        SpeqcError: bad artifact or prompt, or a report that could not be written.
         CheckFailed: `check` found a token or logit that differs from autoregressive decoding.
     """
+    check_json_destination(json_to)
     session = Session(load_artifact(path))
     if stop:
         options = replace(options, stop_tokens=session.artifact.eos_token_ids)

@@ -19,6 +19,7 @@ from speqc.dialects.speq import CallOp
 from speqc.replay import Replay, read_replay
 from speqc.report import (
     Fields,
+    check_json_destination,
     print_report,
     prompt_calls,
     round_calls,
@@ -59,6 +60,7 @@ def simulate(
 
     Raises SpeqcError where artifact, replay or target is bad, or the context is too short.
     """
+    check_json_destination(json_to)
     program = load_artifact(path).program
     if target is not None:
         program = _on_target(program, target)

@@ -11,7 +11,6 @@ from xdsl.dialects.builtin import DenseArrayBase, IntegerType
 
 from speqc.dialects.speq import WeightOp
 from speqc.runtime.bsfp import for_each
-from speqc.runtime.codebook import load_codebook
 from speqc.runtime.planes import draft_panels, full_panels
 from speqc.runtime.weights import WeightFile
 
@@ -54,7 +53,7 @@ def weight_facts(op: WeightOp, file: WeightFile) -> WeightFacts:
         panels = file.read(f"{name}.fp16")
         size = panels.nbytes
     else:
-        planes, book = file.planes(op), load_codebook(op.codebook.data)
+        planes, book = file.planes(op), file.codebook(op)
         panels = full_panels(planes, book, n, shift)
         snr = draft_snr_db(
             panels, draft_panels(planes, book, n), planes.scales, op.group_size.value.data

@@ -4,7 +4,7 @@ Memory stays constant however large the model is. Every encoded block is decoded
 with its source: a file that this module completes holds every weight bit for bit.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,12 @@ from xdsl.dialects.builtin import ModuleOp
 from speqc.dialects.pe import LoadConstantOp
 from speqc.dialects.speq import WeightOp
 from speqc.runtime.bsfp import BLOCK, for_each
-from speqc.runtime.codebook import load_codebook
+from speqc.runtime.codebook import (
+    CODEBOOK_EXPONENTS,
+    CODEBOOK_LEVELS,
+    CodeBook,
+    load_codebook,
+)
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.planes import DRAFT_BYTES, REST_BYTES, encode_to_planes, full_panels
 from speqc.safetensors_writer import Entry, SafetensorsWriter
@@ -30,10 +35,11 @@ def write_weights(
     tensors: Mapping[str, StoredTensor],
     advance: Callable[[int], None],
 ) -> int:
-    """Write every weight and constant of a `pe` program; gives how many values were proved.
+    """Write every weight and constant of a `pe` program, and the code book of its split weights.
 
-    `advance` is told of each number of blocks done, `count_blocks` in all. Raises SpeqcError where
-    a weight does not survive encoding, or two tensors would have one name.
+    Gives how many values of split weights were decoded again and found equal. `advance` is told of
+    each number of blocks done, `count_blocks` in all. Raises SpeqcError where a weight does not
+    survive encoding, weights have different code books, or two tensors would have one name.
     """
     weights = [op for op in program.ops if isinstance(op, WeightOp)]
     constants = {
@@ -43,7 +49,10 @@ def write_weights(
     }
     # Wide types first, so that each tensor lies at a multiple of its item size.
     ordered = sorted(constants.values(), key=lambda tensor: -tensor.dtype.itemsize)
+    book = _program_book(weights)
+    parts = {} if book is None else _book_tensors(book)
     entries = [entry for op in weights for entry in _weight_entries(op)]
+    entries += [Entry(name, part.dtype, part.shape) for name, part in parts.items()]
     entries += [Entry(tensor.name, tensor.dtype, tensor.shape) for tensor in ordered]
     names = [entry.name for entry in entries]
     if len(set(names)) < len(names):
@@ -52,9 +61,16 @@ def write_weights(
     with SafetensorsWriter(path, entries) as writer:
         for op in weights:
             _write_weight(writer, op, matrix(op, tensors), advance)
+        for name, part in parts.items():
+            writer.write(name, part)
         for tensor in ordered:
             writer.write(tensor.name, tensor.read())
-    return sum(op.shape[0] * op.shape[1] for op in weights)
+    return split_values(weights)
+
+
+def split_values(weights: Iterable[WeightOp]) -> int:
+    """Values of the split weights: those that `write_weights` proves."""
+    return sum(op.shape[0] * op.shape[1] for op in weights if op.is_split)
 
 
 def count_blocks(program: ModuleOp) -> int:
@@ -71,6 +87,17 @@ def matrix(op: WeightOp, tensors: Mapping[str, StoredTensor]) -> NDArray[np.uint
 
 def _blocks(op: WeightOp) -> int:
     return -(-op.shape[1] // BLOCK)
+
+
+def _program_book(weights: Iterable[WeightOp]) -> CodeBook | None:
+    names = sorted({op.codebook.data for op in weights if op.codebook is not None})
+    if len(names) > 1:
+        raise SpeqcError(f"an artifact has one code book, the program names {', '.join(names)}")
+    return load_codebook(names[0]) if names else None
+
+
+def _book_tensors(book: CodeBook) -> dict[str, NDArray]:
+    return {CODEBOOK_LEVELS: book.levels, CODEBOOK_EXPONENTS: book.exponents}
 
 
 def _weight_entries(op: WeightOp) -> list[Entry]:

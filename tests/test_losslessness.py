@@ -107,7 +107,7 @@ def random_tokens(seed: int, length: int, vocabulary: int) -> list[int]:
     draft_length=st.integers(1, 16),
     exit_threshold=st.floats(0, 1),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_embedded_model(
     subject: Callable[[str], Subject],
     codebook: str,
@@ -137,12 +137,13 @@ def test_embedded_model(
 LENGTHS, THRESHOLDS, PROMPTS = (1, 2, 4, 8, 16), (0.0, 0.5), (1, 300)
 
 
-def check_matrix(one: Subject, prompt_length: int) -> None:
-    """Every draft length and threshold, 200 new tokens."""
+def check_matrix(one: Subject, prompt_length: int, new_tokens: int) -> None:
+    """Every draft length with every threshold."""
     prompt = one.text[:prompt_length]
-    plain = one.run("autoregressive", prompt, DecodeOptions(200))
+    plain = one.run("autoregressive", prompt, DecodeOptions(new_tokens))
     for draft_length, threshold in product(LENGTHS, THRESHOLDS):
-        found = one.run("speculative", prompt, DecodeOptions(200, draft_length, threshold))
+        options = DecodeOptions(new_tokens, draft_length, threshold)
+        found = one.run("speculative", prompt, options)
         assert is_identical(found, plain), (draft_length, threshold)
 
 
@@ -150,7 +151,16 @@ def check_matrix(one: Subject, prompt_length: int) -> None:
 def test_embedded_model_in_all_settings(
     subject: Callable[[str], Subject], prompt_length: int
 ) -> None:
-    check_matrix(subject("sets"), prompt_length)
+    check_matrix(subject("sets"), prompt_length, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prompt_length", PROMPTS)
+@pytest.mark.parametrize("codebook", CODEBOOKS)
+def test_embedded_model_in_all_settings_at_length(
+    subject: Callable[[str], Subject], codebook: str, prompt_length: int
+) -> None:
+    check_matrix(subject(codebook), prompt_length, 200)
 
 
 @pytest.mark.slow
@@ -162,7 +172,7 @@ def test_smollm2_in_all_settings(
     if SMOLLM2 not in os.environ:
         pytest.skip(f"set {SMOLLM2} to the model.onnx that tools/export_smollm2.py writes")
     artifact = load_artifact(compiled(Path(os.environ[SMOLLM2]), codebook))
-    check_matrix(Subject(artifact), prompt_length)
+    check_matrix(Subject(artifact), prompt_length, 200)
 
 
 @pytest.mark.parametrize("codebook", CODEBOOKS)

@@ -3,7 +3,9 @@ import re
 import pytest
 from pe_text import TO_PE, RunPasses, model
 
+from speqc.retarget import retarget
 from speqc.runtime.errors import SpeqcError
+from speqc.runtime.target import Target
 
 
 @pytest.fixture
@@ -119,7 +121,62 @@ def test_legal_program(run_passes: RunPasses, program: str) -> None:
         (
             "speq.call @draft(%token)",
             "speq.call @gone(%token)",
-            "@speculative calls @gone, which is no function",
+            "@speculative: speq.call: callee must be @draft, got @gone",
+        ),
+        (
+            "speq.decode @draft_only",
+            "speq.decode @draft_only attributes {draft_length = 3 : i64}",
+            "@draft_only: speq.decode: draft_length must be absent, got 3 : i64",
+        ),
+        ("{draft_length = 8 : i64, ", "{", "@speculative has no draft_length"),
+        (
+            "speq.accept %drafted, %draft_logits, %full_logits",
+            "speq.accept %drafted, %full_logits, %full_logits",
+            "@speculative: its operations do not feed each other as they must",
+        ),
+        (", exit_threshold = 3.000000e-01 : f64", "", "@speculative has no exit_threshold"),
+        (
+            "speq.call @full(%tokens) :",
+            "speq.call @draft(%tokens) :",
+            "@speculative: speq.call: callee must be @full, got @draft",
+        ),
+        (
+            "speq.truncate %accepted",
+            "speq.truncate %drafted",
+            "@speculative: its operations do not feed each other as they must",
+        ),
+        (
+            "speq.call @full(%last_1)",
+            "speq.call @draft(%last_1)",
+            "@autoregressive: speq.call: callee must be @full, got @draft",
+        ),
+        (
+            "speq.call @full(%prompt_1)",
+            "speq.call @draft(%prompt_1)",
+            "@autoregressive: speq.call: callee must be @full, got @draft",
+        ),
+        (
+            "speq.decode @draft_only",
+            "speq.decode @mine {\n^bb0(%p: tensor<1x?xi64>):\n}\nspeq.decode @draft_only",
+            "speq.decode @mine is none of speculative, autoregressive, draft_only",
+        ),
+        # Step functions.
+        ("func.func @draft(", "func.func @other(", "the module has no function @draft"),
+        # Places of activations.
+        (
+            "sram_row_offset = 0 : i64}",
+            "sram_row_offset = -2 : i64}",
+            "@full, pe.gather: has no sram_row_offset of 0 or more",
+        ),
+        (
+            "@head[%tokens] {sram_row_offset = 0 : i64}",
+            "@head[%tokens]",
+            "@full, pe.gather: has no sram_row_offset of 0 or more",
+        ),
+        (
+            "%logits = pe.gemm %r, %head",
+            "%logits = pe.gemm %r, %head {sram_row_offset = 0 : i64}",
+            "@full, pe.gemm: gives a result of the step and has an sram_row_offset",
         ),
         # Attributes of the module.
         ("speq.context = 128 : i64, ", "", "the module has no positive speq.context attribute"),
@@ -130,6 +187,47 @@ def test_one_thing_wrong(
     run_passes: RunPasses, program: str, old: str, new: str, message: str
 ) -> None:
     assert message in rejected(run_passes, replaced(program, old, new))
+
+
+def changed_number(text: str, line: str, name: str, add: int) -> str:
+    """`name = N` becomes N + `add` in the first line with `line`."""
+    old = line_of(text, line)
+    new = re.sub(rf"(?<={name} = )\d+", lambda found: str(int(found[0]) + add), old)
+    return replaced(text, old, new)
+
+
+def test_activations_in_use_do_not_overlap(run_passes: RunPasses, program: str) -> None:
+    # %x, at the beginning and 128 bytes long, is needed until the end.
+    place = r"%h = .*sram_row_offset = (\d+)"
+    (offset,) = re.findall(place, program)[:1]
+    text = changed_number(program, "%h = ", "sram_row_offset", 127 - int(offset))
+    assert (
+        "@full, pe.gemm: bytes 127 to 1151 of its row overlap those of pe.gather at 0 to 128, "
+        "still needed"
+    ) in rejected(run_passes, text)
+
+
+def test_renamed_values_stay_in_place(run_passes: RunPasses, program: str) -> None:
+    message = rejected(run_passes, changed_number(program, "%heads = ", "sram_row_offset", 2))
+    assert "@full, pe.vector: its sram_row_offset is not that of the operand it renames" in message
+
+
+def test_row_bytes_are_those_of_the_places(run_passes: RunPasses, program: str) -> None:
+    (peak,) = re.findall(r"func @full.*pe.sram_row_bytes = (\d+)", program)
+    message = rejected(run_passes, changed_number(program, "func @full", "sram_row_bytes", 2))
+    expected = f"its activations need pe.sram_row_bytes = {peak}, got {int(peak) + 2}"
+    assert message == f"verify-pe: @full: {expected}"
+
+
+def test_decode_programs_are_whole(run_passes: RunPasses, program: str) -> None:
+    truncate = line_of(program, r"speq\.truncate")
+    message = rejected(run_passes, program.replace(truncate, "", 1))
+    assert message == "verify-pe: @speculative: expected speq.truncate, got speq.emit"
+    message = rejected(run_passes, program.replace(truncate, truncate + truncate, 1))
+    assert message == "verify-pe: @speculative: expected speq.emit, got speq.truncate"
+    last = program[: program.rindex("speq.yield")].rstrip()
+    message = rejected(run_passes, last[: last.rindex("speq.emit")] + program[len(last) :])
+    assert message == "verify-pe: @draft_only: expected speq.emit, got speq.yield"
 
 
 def test_kept_weight_has_no_draft(run_passes: RunPasses, program: str) -> None:
@@ -216,3 +314,20 @@ def test_operation_of_another_level(run_passes: RunPasses, program: str) -> None
 def test_module_without_target(run_passes: RunPasses) -> None:
     message = rejected(run_passes, "builtin.module attributes {speq.context = 8 : i64} {}")
     assert message == "the module has no pe.target attribute: no target to map to"
+
+
+def test_step_functions_have_one_type(run_passes: RunPasses, program: str) -> None:
+    full, draft = program.split("func.func @draft")
+    step, programs = draft.split("func.return", 1)
+    last = line_of(step, "%logits = pe.gemm")
+    step = replaced(step, last, last.replace("1x?x272xf16", "1x?x272xf32"))
+    step = replaced(step, "-> tensor<1x?x272xf16> attr", "-> tensor<1x?x272xf32> attr")
+    programs = replaced(programs, "f16", "f32")
+    message = rejected(run_passes, f"{full}func.func @draft{step}func.return{programs}")
+    assert "@draft has type (tensor<1x?xi64>) -> tensor<1x?x272xf32>" in message
+
+
+def test_a_program_is_checked_for_its_new_target(run_passes: RunPasses, program: str) -> None:
+    assert str(retarget(run_passes(program), Target())) == program
+    with pytest.raises(SpeqcError, match=r"expected speq\.truncate, got speq\.emit"):
+        retarget(run_passes(without(program, r"speq\.truncate")), Target())

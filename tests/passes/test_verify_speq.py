@@ -151,12 +151,12 @@ def test_refuses_to_compute_with_the_number_of_tokens(run_passes: RunPasses) -> 
         f"%n = onnx.Shape %x {{start = 1 : i64, end = 2 : i64}} : ({ROW}) -> tensor<1xi64>\n"
         "%f = onnx.Cast %n {to = 10 : i64} : (tensor<1xi64>) -> tensor<1xf16>\n"
     )
-    with pytest.raises(SpeqcError, match="onnx.Cast: it computes with the number of tokens"):
+    with pytest.raises(SpeqcError, match=r"onnx\.Cast: it computes with the number of tokens"):
         run_passes(LEGAL.replace(APPEND, lines + APPEND), "verify-speq")
     lines = lines.splitlines()[0] + (
         f"\n%top, %i = onnx.TopK %x, %n : ({ROW}, tensor<1xi64>) -> ({ROW}, tensor<1x?x8xi64>)\n"
     )
-    with pytest.raises(SpeqcError, match="onnx.TopK: it computes with the number of tokens"):
+    with pytest.raises(SpeqcError, match=r"onnx\.TopK: it computes with the number of tokens"):
         run_passes(LEGAL.replace(APPEND, lines + APPEND), "verify-speq")
 
 
@@ -190,7 +190,7 @@ def test_logits_have_a_row_for_each_token(run_passes: RunPasses) -> None:
     text = LEGAL[: LEGAL.index(line)].replace(
         "-> tensor<1x?x272xf16> {", "-> tensor<1x?x136xf16> {"
     )
-    with pytest.raises(SpeqcError, match="func.return: it combines the rows"):
+    with pytest.raises(SpeqcError, match=r"func\.return: it combines the rows"):
         run_passes(text + lines, "verify-speq")
 
 

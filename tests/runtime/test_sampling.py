@@ -259,9 +259,9 @@ def test_greedy_accepts_the_agreeing_prefix(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -0.5}, "temperature must be at least 0, got -0.5"),
-        ({"temperature": float("nan")}, "temperature must be at least 0, got nan"),
-        ({"temperature": float("inf")}, "temperature must be at least 0, got inf"),
+        ({"temperature": -0.5}, "temperature must be finite and at least 0, got -0.5"),
+        ({"temperature": float("nan")}, "temperature must be finite and at least 0, got nan"),
+        ({"temperature": float("inf")}, "temperature must be finite and at least 0, got inf"),
         ({"top_k": -1}, "top-k must be at least 0, got -1"),
         ({"top_p": 0.0}, r"top-p must lie in \(0, 1\], got 0.0"),
         ({"top_p": 1.5}, r"top-p must lie in \(0, 1\], got 1.5"),

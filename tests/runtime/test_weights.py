@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ from safetensors.numpy import save_file
 from xdsl.dialects.builtin import IntegerAttr, StringAttr, i64
 
 from speqc.dialects.speq import WeightOp
-from speqc.runtime.codebook import load_codebook
+from speqc.runtime.codebook import CodeBook, load_codebook
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.planes import encode_to_planes
 from speqc.runtime.weights import Weight, WeightFile
@@ -36,13 +37,22 @@ def declare(codebook: str | None, group_size: int = 32, shift: int | None = None
 
 
 def stored(
-    path: Path, values: NDArray[np.float16], codebook: str, group_size: int = 32, shift: int = 0
+    path: Path,
+    values: NDArray[np.float16],
+    codebook: str | CodeBook,
+    group_size: int = 32,
+    shift: int = 0,
+    changes: Mapping[str, NDArray | None] | None = None,
 ) -> WeightFile:
-    """A file with one split weight."""
-    planes = encode_to_planes(
-        values.view(np.uint16), load_codebook(codebook), group_size, shift=shift
-    )
+    """A file with one split weight; `changes` replace or drop `levels` or `exponents`."""
+    book = load_codebook(codebook) if isinstance(codebook, str) else codebook
+    planes = encode_to_planes(values.view(np.uint16), book, group_size, shift=shift)
     tensors = {"w.draft": planes.draft, "w.rest": planes.rest, "w.scales": planes.scales}
+    for name, part in (
+        {"levels": book.levels, "exponents": book.exponents} | dict(changes or {})
+    ).items():
+        if part is not None:
+            tensors[f"codebook.{name}"] = part
     save_file(tensors, path / "weights.safetensors")
     return WeightFile(path / "weights.safetensors")
 
@@ -134,3 +144,35 @@ def test_missing_tensor(tmp_path: Path, values: NDArray[np.float16]) -> None:
         file.read("other")
     with pytest.raises(SpeqcError, match=r"tensor w\.fp16 is missing"):
         Weight(declare(None), file).full()
+
+
+def test_the_code_book_is_the_file_s(tmp_path: Path, values: NDArray[np.float16]) -> None:
+    """Another book of that name, with other tables and levels: the bits mean what the file says."""
+    sets = load_codebook("sets")
+    other = CodeBook("sets", 64, sets.levels * np.float16(2), sets.exponents[:, ::-1].copy())
+    weight = Weight(declare("sets"), stored(tmp_path, values, other))
+    assert np.array_equal(unpacked(weight.full()).view(np.uint16), values.view(np.uint16))
+    levels = np.unique(np.abs(weight.draft()[0].view(np.float16)))
+    assert set(levels[levels > 0]) <= set(other.levels)
+    assert not set(levels[levels > 0]) <= set(sets.levels)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"levels": None}, r"tensor codebook\.levels is missing"),
+        ({"exponents": None}, r"tensor codebook\.exponents is missing"),
+        ({"levels": np.zeros(7, np.float16)}, "the code book is damaged"),
+        ({"levels": np.zeros(8, np.float32)}, "the code book is damaged"),
+        ({"exponents": np.zeros((128, 8), np.uint8)}, "the code book is damaged"),
+    ],
+)
+def test_a_file_without_its_code_book_is_refused(
+    tmp_path: Path,
+    values: NDArray[np.float16],
+    changes: dict[str, NDArray | None],
+    message: str,
+) -> None:
+    file = stored(tmp_path, values, "sets", changes=changes)
+    with pytest.raises(SpeqcError, match=message):
+        Weight(declare("sets"), file)

@@ -87,7 +87,10 @@ def test_the_same_input_gives_the_same_bytes(kjv, model, options, tmp_path):
 def test_the_safetensors_library_reads_every_weight_bit_for_bit(kjv, model):
     tensors = load_file(kjv / "weights.safetensors")
     source = import_model(model).tensors
-    used = set()
+    book = load_codebook("sets")
+    np.testing.assert_array_equal(tensors["codebook.levels"], book.levels)
+    np.testing.assert_array_equal(tensors["codebook.exponents"], book.exponents)
+    used = {"codebook.levels", "codebook.exponents"}
     weights = [op for op in load_artifact(kjv).program.ops if isinstance(op, WeightOp)]
     for op in weights:
         name = op.sym_name.data
@@ -95,7 +98,7 @@ def test_the_safetensors_library_reads_every_weight_bit_for_bit(kjv, model):
         assert parts <= tensors.keys()
         used |= parts
         planes = WeightFile(kjv / "weights.safetensors").planes(op)
-        panels = full_panels(planes, load_codebook("sets"), op.shape[1])
+        panels = full_panels(planes, book, op.shape[1])
         restored = panels.transpose(1, 0, 2).reshape(op.shape[0], -1)[:, : op.shape[1]]
         np.testing.assert_array_equal(restored, matrix(op, source))
     for name in tensors.keys() - used:
@@ -206,6 +209,21 @@ def test_a_failed_compilation_leaves_nothing_behind(copy, model, options, monkey
     assert [path.name for path in tmp_path.iterdir()] == [copy.name]
 
 
+def test_an_artifact_that_cannot_be_replaced_stays(copy, model, options, monkeypatch):
+    before, rename = contents(copy), Path.rename
+
+    def fail(path, target):
+        if path.suffix == ".part":
+            raise OSError("disk full")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(OSError, match="disk full"):
+        compile_model(model, copy, options)
+    assert contents(copy) == before
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
 def store(**arrays: np.ndarray) -> TensorStore:
     tensors = TensorStore()
     for name, array in arrays.items():
@@ -235,7 +253,8 @@ def test_a_weight_is_written_in_blocks_and_proved(tmp_path, values, codebook, tr
     op.exponents = DenseArrayBase.from_list(i64, [0] * 32)
     steps: list[int] = []
     path = tmp_path / "weights.safetensors"
-    assert write_weights(path, ModuleOp([op]), tensors, steps.append) == values.size
+    proved = values.size if codebook else 0
+    assert write_weights(path, ModuleOp([op]), tensors, steps.append) == proved
     assert sum(steps) == 33
     facts = weight_facts(op, WeightFile(path))
     assert facts.exact
@@ -258,6 +277,12 @@ def test_a_weight_that_does_not_survive_is_an_error(tmp_path, values, monkeypatc
     module = ModuleOp([weight(values.shape, codebook="sets")])
     with pytest.raises(SpeqcError, match=r"weight @w \(tensor\): decoding does not give its bits"):
         write_weights(tmp_path / "w", module, store(tensor=values), lambda steps: None)
+
+
+def test_two_code_books_are_an_error(tmp_path, values):
+    books = [weight(values.shape, codebook=name, name=name) for name in ("sets", "paper")]
+    with pytest.raises(SpeqcError, match="one code book, the program names paper, sets"):
+        write_weights(tmp_path / "w", ModuleOp(books), store(tensor=values), lambda steps: None)
 
 
 def test_two_tensors_of_one_name_are_an_error(tmp_path, values):

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 
 from speqc.cli import main
 from speqc.diagnostics import one_line
+from speqc.report import write_json
 from speqc.runtime.errors import CheckFailed, SpeqcError
 
 COMMANDS = ("compile", "demo", "inspect", "opt", "run", "simulate", "targets")
@@ -62,6 +64,9 @@ def test_unknown_commands_are_refused(invoke):
         (("run", "x.speq", "--prompt", "a", "-n", "0"), "0 is not in the range"),
         (("run", "x.speq", "--prompt", "a", "--mode", "fast"), "'fast' is not one of"),
         (("run", "x.speq", "--prompt", "a", "--exit-threshold", "1.5"), "1.5 is not in the range"),
+        (("run", "x.speq", "--prompt", "a", "--temperature", "inf"), "inf is not a finite number"),
+        (("run", "x.speq", "--prompt", "a", "--exit-threshold", "nan"), "nan is not a finite"),
+        (("simulate", "x.speq", "--acceptance", "nan"), "nan is not a finite number"),
         (("simulate", "x.speq", "--new-tokens", "5"), "--prompt-length and --new-tokens"),
         (("simulate", "x.speq", "--replay", "r", "--acceptance", "1"), "exclude each other"),
         (("compile", "m.onnx", "--codebook", "best"), "'best' is not one of"),
@@ -105,6 +110,9 @@ def test_opt_says_what_is_wrong_and_where_in_one_line(invoke, tmp_path):
     expect_error(invoke("opt", text), f"error: {text}:2:", "nonsense.op is not registered")
     text.write_text("speq.cache @kv0 {heads = 0, key_dim = 4, value_dim = 4, element_type = f16}")
     expect_error(invoke("opt", text), f"error: {text}: heads must be positive", 'in: "speq.cache"')
+    other = tmp_path / "text"
+    other.write_text("")
+    expect_error(invoke("opt", other, "-p", "cse"), f"error: {other}: Unrecognized", "--frontend")
     expect_error(invoke("opt", "-p", "cse{", text), "error: -p: ")
     expect_error(invoke("opt", "-p", "split-weights{no-such=1}", text), "error: -p: ", "no_such")
 
@@ -115,6 +123,42 @@ def test_opt_refuses_unknown_options():
     done = subprocess.run([speqc, "opt", "--no-such-option"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "speqc opt: error: unrecognized arguments: --no-such-option" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", ["targets", "demo --help"])
+def test_closed_output_is_no_failure(arguments):
+    """As with `| head -1`: the reader goes away after the first line, or at once."""
+    speqc = Path(sys.executable).parent / "speqc"
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([speqc, *arguments.split()], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("command", ["run", "simulate", "inspect"])
+def test_where_a_report_goes_is_checked_first(invoke, tmp_path, command):
+    """Before the artifact is opened, which is missing here."""
+    needed = {"run": ("--prompt", "a"), "simulate": ("--replay", "r"), "inspect": ()}[command]
+    for file, fragment in (("no/x.json", "does not exist"), (".", "is a folder")):
+        arguments = (command, tmp_path / "none.speq", *needed, "--json", tmp_path / file)
+        expect_error(invoke(*arguments), "error: --json: ", fragment)
+
+
+def test_a_report_is_written_whole_or_not_at_all(tmp_path):
+    file = tmp_path / "x.json"
+    write_json({"old": 1}, str(file))
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json({"new": float("nan")}, str(file))
+    assert json.loads(file.read_text()) == {"old": 1}
+    link = tmp_path / "link"
+    link.symlink_to(file)
+    write_json({"new": 2}, str(link))
+    assert link.is_symlink()
+    assert json.loads(file.read_text()) == {"new": 2}
+    assert {path.name for path in tmp_path.iterdir()} == {"x.json", "link"}
+    write_json({}, os.devnull)
+    assert not Path(os.devnull).is_file()
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_the_report_has_all_fields_and_they_agree(invoke, kjv, tmp_path):
     file = tmp_path / "run.json"
     result = invoke("run", kjv, "--prompt", "And God said", "-n", "30", "--json", file, "--check")
     assert result.exit_code == 0, result.stderr
-    assert "checked: 30 tokens" in result.stderr
+    assert "checked: 30 greedy tokens" in result.stderr
     fields = json.loads(file.read_text())
     assert fields.keys() >= RUN_FIELDS
     assert fields["simulated"].keys() >= SIMULATED_FIELDS

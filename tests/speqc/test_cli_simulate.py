@@ -119,6 +119,12 @@ def test_a_replay_can_move_in_the_context_but_not_change_its_length(invoke, kjv,
     assert "has 6 new tokens, not 7" in result.stderr
 
 
+def test_a_run_of_one_token_has_no_rounds(invoke, kjv, tmp_path):
+    file = tmp_path / "run.json"
+    assert invoke("run", kjv, "--token-ids", "5,6", "-n", "1", "--json", file).exit_code == 0
+    assert fields_of(invoke("simulate", kjv, "--replay", file, "--json", "-"))["new_tokens"] == 1
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -129,6 +135,12 @@ def test_a_replay_can_move_in_the_context_but_not_change_its_length(invoke, kjv,
         '{"mode": "speculative", "prompt_tokens": 4, "new_tokens": 6, "rounds": [{"drafted": 1}]}',
         '{"mode": "speculative", "prompt_tokens": 4, "new_tokens": 6, "rounds":'
         ' [{"drafted": 1, "accepted": 2, "early_exit": false}]}',
+        '{"mode": "speculative", "prompt_tokens": 4, "new_tokens": 2}',
+        '{"mode": "draft", "prompt_tokens": true, "new_tokens": 6}',
+        '{"mode": "draft", "prompt_tokens": 4, "new_tokens": 6, "prompt_chunk": 0}',
+        '{"mode": "draft", "prompt_tokens": 4, "new_tokens": 6, "prompt_chunk": -1}',
+        '{"mode": "draft", "prompt_tokens": 4, "new_tokens": 6, "prompt_chunk": true}',
+        '{"mode": "draft", "prompt_tokens": 4, "new_tokens": 6, "prompt_chunk": "64"}',
         '{"mode": "fast", "prompt_tokens": 4, "new_tokens": 6}',
         '{"mode": "speculative", "prompt_tokens": 4, "new_tokens": 6, "rounds":'
         ' [{"drafted": 9, "accepted": 1, "early_exit": false}]}',

@@ -5,13 +5,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from xdsl.dialects.builtin import ModuleOp
+from xdsl.dialects.builtin import ModuleOp, StringAttr
 from xdsl.ir import Dialect
 from xdsl.parser import Parser
 
 import speqc.passes
 from speqc.artifact import load_artifact
-from speqc.compile import CompileOptions, compile_model, emit_level
+from speqc.compile import CompileOptions, Summary, compile_model, emit_level
 from speqc.dialects.speq import WeightOp
 from speqc.dump_ir import IrDump, print_module
 from speqc.model_folder import read_model_folder
@@ -169,6 +169,14 @@ def test_each_code_book_has_its_own_group_size(model, tmp_path, codebook, group_
     assert artifact.manifest["options"]["group_size"] == group_size
 
 
+def test_only_split_weights_count_as_compared():
+    split, kept = WeightOp("a", "a", "sha256:0", (3, 5)), WeightOp("b", "b", "sha256:0", (7, 11))
+    split.codebook, kept.kept = StringAttr("sets"), StringAttr("an embedding")
+    lines = Summary(1, [split, kept], 8, 1.0).lines()
+    assert lines[1].startswith("1 of 2 weights split (15 values), each decoded again")
+    assert lines[2] == "1 kept as FP16: an embedding"
+
+
 def test_options_reach_the_artifact(invoke, model, tmp_path):
     tokenizer = tmp_path / "other.json"
     tokenizer.write_text(model.with_name("tokenizer.json").read_text() + "\n")
@@ -279,3 +287,27 @@ def test_damaged_files_beside_a_model_are_errors(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(SpeqcError, match=r"config\.json: cannot be read as JSON"):
         read_model_folder(model)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"chat_template": 5},
+        {"chat_template": {"default": "a"}},
+        {"chat_template": [{"x": 1}]},
+        {"chat_template": ["a"]},
+        {"chat_template": [{"name": "default", "template": 5}]},
+        {"eos_token": 5},
+        {"eos_token": {"content": 5}},
+        {"eos_token": {"text": "a"}},
+    ],
+)
+def test_settings_of_the_wrong_type_are_errors(tmp_path, settings):
+    with pytest.raises(SpeqcError, match=r"tokenizer_config\.json: .*expected"):
+        read_model_folder(write(tmp_path, tokenizer_config=settings))
+
+
+def test_a_chat_template_that_is_no_text_is_an_error(tmp_path):
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
+    with pytest.raises(SpeqcError, match=r"chat_template\.jinja: cannot be read as UTF-8"):
+        read_model_folder(tmp_path / "model.onnx")

@@ -1,65 +1,83 @@
-// RUN: speqc opt %s -p 'allocate-activations' | filecheck %s
+// RUN: speqc opt %s -p allocate-activations | filecheck %s
+// RUN: speqc opt %s -p allocate-activations,allocate-activations | filecheck %s
 
-// CHECK: speq.weight @head from "head" : tensor<64x272xf16> {digest = "sha256:00", codebook = "sets", group_size = 64 : i64}
-// CHECK-NEXT: speq.weight @up from "up" : tensor<64x512xf16> {digest = "sha256:01", codebook = "paper", group_size = 128 : i64}
-// CHECK-NEXT: speq.weight @down from "down" : tensor<512x64xf16> {digest = "sha256:02", kept = "has an infinity"}
-// CHECK-NEXT: speq.cache @kv_0 {heads = 1 : i64, key_dim = 16 : i64, value_dim = 16 : i64, element_type = f16}
-// CHECK-NEXT: func.func @draft(%tokens: tensor<1x?xi64>) -> tensor<1x?x272xf16> attributes {pe.sram_row_bytes = 1568 : i64} {
-// CHECK-NEXT: %norm = pe.load_constant "norm" {digest = "sha256:03"} : !pe.stream<tensor<64xf16>>
-// CHECK-NEXT: %x = pe.gather @head[%tokens] {sram_row_offset = 0 : i64} : (tensor<1x?xi64>) -> tensor<1x?x64xf16>
-// CHECK-NEXT: %keys = pe.load_cache @kv_0 keys : !pe.stream<tensor<1x?x16xf16>>
-// CHECK-NEXT: %normed = pe.vector "rms_norm"(%x, %norm) {arguments = {epsilon = 1.000000e-05 : f32}, sram_row_offset = 128 : i64} : (tensor<1x?x64xf16>, !pe.stream<tensor<64xf16>>) -> tensor<1x?x64xf16>
-// CHECK-NEXT: %shape = pe.immediate dense<[1, -1, 4, 16]> : tensor<4xi64>
-// CHECK-NEXT: %heads = pe.vector "Reshape"(%normed, %shape) {sram_row_offset = 128 : i64} : (tensor<1x?x64xf16>, tensor<4xi64>) -> tensor<1x?x4x16xf16>
-// CHECK-NEXT: %query = pe.vector "Transpose"(%heads) {arguments = {perm = array<i64: 0, 2, 1, 3>}, sram_row_offset = 256 : i64} : (tensor<1x?x4x16xf16>) -> tensor<1x4x?x16xf16>
-// CHECK-NEXT: %start = pe.immediate dense<0> : tensor<1xi64>
-// CHECK-NEXT: %end = pe.immediate dense<1> : tensor<1xi64>
-// CHECK-NEXT: %key = pe.vector "Slice"(%query, %start, %end, %end) {sram_row_offset = 384 : i64} : (tensor<1x4x?x16xf16>, tensor<1xi64>, tensor<1xi64>, tensor<1xi64>) -> tensor<1x1x?x16xf16>
-// CHECK-NEXT: %values = pe.load_cache @kv_0 values : !pe.stream<tensor<1x?x16xf16>>
-// CHECK-NEXT: %up = pe.load_weight @up {tiling = #pe.tiling<256x64, grid 1x8, per_block 3>, block_bytes = 6528 : i64, last_block_bytes = 4352 : i64} : !pe.stream<!speq.view<64x512, draft>>
-// CHECK-NEXT: %mixed = pe.attention @kv_0, %query, %key, %key, %keys, %values on vector {score_type = f16, probability_type = f16, sram_row_offset = 416 : i64} : (tensor<1x4x?x16xf16>, tensor<1x1x?x16xf16>, tensor<1x1x?x16xf16>, !pe.stream<tensor<1x?x16xf16>>, !pe.stream<tensor<1x?x16xf16>>) -> tensor<1x4x?x16xf16>
-// CHECK-NEXT: pe.mode draft
-// CHECK-NEXT: %down = pe.load_weight @down {tiling = #pe.tiling<64x64, grid 8x1, per_block 4>, block_bytes = 32768 : i64, last_block_bytes = 32768 : i64} : !pe.stream<!speq.view<512x64, full>>
-// CHECK-NEXT: %head = pe.load_weight @head {tiling = #pe.tiling<256x64, grid 1x5, per_block 3>, block_bytes = 6528 : i64, last_block_bytes = 4352 : i64} : !pe.stream<!speq.view<64x272, draft>>
-// CHECK-NEXT: %h = pe.gemm %normed, %up {sram_row_offset = 544 : i64} : (tensor<1x?x64xf16>, !pe.stream<!speq.view<64x512, draft>>) -> tensor<1x?x512xf16>
-// CHECK-NEXT: pe.append @kv_0, %key, %key : (tensor<1x1x?x16xf16>, tensor<1x1x?x16xf16>)
-// CHECK-NEXT: pe.mode full
-// CHECK-NEXT: %d = pe.gemm %h, %down {sram_row_offset = 128 : i64} : (tensor<1x?x512xf16>, !pe.stream<!speq.view<512x64, full>>) -> tensor<1x?x64xf16>
-// CHECK-NEXT: %r = pe.vector "Add"(%x, %d) {sram_row_offset = 256 : i64} : (tensor<1x?x64xf16>, tensor<1x?x64xf16>) -> tensor<1x?x64xf16>
-// CHECK-NEXT: pe.mode draft
-// CHECK-NEXT: %logits = pe.gemm %r, %head : (tensor<1x?x64xf16>, !pe.stream<!speq.view<64x272, draft>>) -> tensor<1x?x272xf16>
-// CHECK-NEXT: func.return %logits : tensor<1x?x272xf16>
-// CHECK-NEXT: }
+// In bytes for one row: 64 FP16 values take 128. An operation does not write over its operands, and
+// what the step gives lives in DRAM.
 
-builtin.module attributes {onnx.opset = 20 : i64, speq.context = 128 : i64, pe.target = #pe.target<{name = "tiny", description = "test", array_rows = 64 : i64, array_columns = 64 : i64, draft_lanes = 4 : i64, clock_hz = 500000000 : i64, dram_bytes_per_second = 51200000000 : i64, dram_burst_bytes = 64 : i64, dram_latency_ns = 100 : i64, weight_sram_bytes = 131072 : i64, weight_sram_banks = 4 : i64, activation_sram_bytes = 4096 : i64, vector_lanes = 64 : i64, mode_switch_cycles = 64 : i64, vector_latency_cycles = 8 : i64, dram_energy_picojoules_per_bit = 1.875000e+01 : f64}>} {
-  speq.weight @head from "head" : tensor<64x272xf16> {digest = "sha256:00", codebook = "sets", group_size = 64 : i64}
-  speq.weight @up from "up" : tensor<64x512xf16> {digest = "sha256:01", codebook = "paper", group_size = 128 : i64}
-  speq.weight @down from "down" : tensor<512x64xf16> {digest = "sha256:02", kept = "has an infinity"}
-  speq.cache @kv_0 {heads = 1 : i64, key_dim = 16 : i64, value_dim = 16 : i64, element_type = f16}
-  func.func @draft(%tokens: tensor<1x?xi64>) -> tensor<1x?x272xf16> {
-    %norm = pe.load_constant "norm" {digest = "sha256:03"} : !pe.stream<tensor<64xf16>>
-    %x = pe.gather @head[%tokens] : (tensor<1x?xi64>) -> tensor<1x?x64xf16>
-    %keys = pe.load_cache @kv_0 keys : !pe.stream<tensor<1x?x16xf16>>
-    %normed = pe.vector "rms_norm"(%x, %norm) {arguments = {epsilon = 1.000000e-05 : f32}} : (tensor<1x?x64xf16>, !pe.stream<tensor<64xf16>>) -> tensor<1x?x64xf16>
-    %shape = pe.immediate dense<[1, -1, 4, 16]> : tensor<4xi64>
-    %heads = pe.vector "Reshape"(%normed, %shape) : (tensor<1x?x64xf16>, tensor<4xi64>) -> tensor<1x?x4x16xf16>
-    %query = pe.vector "Transpose"(%heads) {arguments = {perm = array<i64: 0, 2, 1, 3>}} : (tensor<1x?x4x16xf16>) -> tensor<1x4x?x16xf16>
-    %start = pe.immediate dense<0> : tensor<1xi64>
-    %end = pe.immediate dense<1> : tensor<1xi64>
-    %key = pe.vector "Slice"(%query, %start, %end, %end) : (tensor<1x4x?x16xf16>, tensor<1xi64>, tensor<1xi64>, tensor<1xi64>) -> tensor<1x1x?x16xf16>
-    %values = pe.load_cache @kv_0 values : !pe.stream<tensor<1x?x16xf16>>
-    %up = pe.load_weight @up {tiling = #pe.tiling<256x64, grid 1x8, per_block 3>, block_bytes = 6528 : i64, last_block_bytes = 4352 : i64} : !pe.stream<!speq.view<64x512, draft>>
-    %mixed = pe.attention @kv_0, %query, %key, %key, %keys, %values on vector {score_type = f16, probability_type = f16} : (tensor<1x4x?x16xf16>, tensor<1x1x?x16xf16>, tensor<1x1x?x16xf16>, !pe.stream<tensor<1x?x16xf16>>, !pe.stream<tensor<1x?x16xf16>>) -> tensor<1x4x?x16xf16>
-    pe.mode draft
-    %down = pe.load_weight @down {tiling = #pe.tiling<64x64, grid 8x1, per_block 4>, block_bytes = 32768 : i64, last_block_bytes = 32768 : i64} : !pe.stream<!speq.view<512x64, full>>
-    %head = pe.load_weight @head {tiling = #pe.tiling<256x64, grid 1x5, per_block 3>, block_bytes = 6528 : i64, last_block_bytes = 4352 : i64} : !pe.stream<!speq.view<64x272, draft>>
-    %h = pe.gemm %normed, %up : (tensor<1x?x64xf16>, !pe.stream<!speq.view<64x512, draft>>) -> tensor<1x?x512xf16>
-    pe.append @kv_0, %key, %key : (tensor<1x1x?x16xf16>, tensor<1x1x?x16xf16>)
-    pe.mode full
-    %d = pe.gemm %h, %down : (tensor<1x?x512xf16>, !pe.stream<!speq.view<512x64, full>>) -> tensor<1x?x64xf16>
-    %r = pe.vector "Add"(%x, %d) : (tensor<1x?x64xf16>, tensor<1x?x64xf16>) -> tensor<1x?x64xf16>
-    pe.mode draft
-    %logits = pe.gemm %r, %head : (tensor<1x?x64xf16>, !pe.stream<!speq.view<64x272, draft>>) -> tensor<1x?x272xf16>
-    func.return %logits : tensor<1x?x272xf16>
-  }
+// CHECK-LABEL: func.func @chain
+// CHECK-SAME:    attributes {pe.sram_row_bytes = 256 : i64}
+// CHECK-NEXT:    pe.gather @w[%tokens] {sram_row_offset = 0 : i64}
+// CHECK-NEXT:    pe.vector "Abs"(%x) {sram_row_offset = 128 : i64}
+// CHECK-NEXT:    pe.vector "Neg"(%a) {sram_row_offset = 0 : i64}
+// CHECK-NEXT:    pe.vector "Abs"(%b) : (tensor<1x?x64xf16>) -> tensor<1x?x64xf16>
+func.func @chain(%tokens: tensor<1x?xi64>) -> tensor<1x?x64xf16> {
+  %x = pe.gather @w[%tokens] : (tensor<1x?xi64>) -> tensor<1x?x64xf16>
+  %a = pe.vector "Abs"(%x) : (tensor<1x?x64xf16>) -> tensor<1x?x64xf16>
+  %b = pe.vector "Neg"(%a) : (tensor<1x?x64xf16>) -> tensor<1x?x64xf16>
+  %c = pe.vector "Abs"(%b) : (tensor<1x?x64xf16>) -> tensor<1x?x64xf16>
+  func.return %c : tensor<1x?x64xf16>
+}
+
+// Other shapes of one value have its place, and keep it in use; results of one operation stand side
+// by side; counters and constants have no place.
+
+// CHECK-LABEL: func.func @places
+// CHECK-SAME:    attributes {pe.sram_row_bytes = 384 : i64}
+// CHECK-NEXT:    pe.gather @w[%tokens] {sram_row_offset = 0 : i64}
+// CHECK-NEXT:    pe.immediate dense<[1, -1, 4, 16]> : tensor<4xi64>
+// CHECK-NEXT:    pe.vector "Reshape"(%x, %shape) {sram_row_offset = 0 : i64}
+// CHECK-NEXT:    pe.vector "Split"(%x) {arguments = {axis = 2 : i64}, sram_row_offset = 128 : i64}
+// CHECK-NEXT:    pe.vector "Concat"(%right, %left) {arguments = {axis = 2 : i64}, sram_row_offset = 256 : i64}
+// CHECK-NEXT:    pe.vector "Abs"(%y) {sram_row_offset = 128 : i64}
+// CHECK-NEXT:    pe.positions %tokens : tensor<1x?xi64>
+func.func @places(%tokens: tensor<1x?xi64>) -> tensor<1x?x4x16xf16> {
+  %x = pe.gather @w[%tokens] : (tensor<1x?xi64>) -> tensor<1x?x64xf16>
+  %shape = pe.immediate dense<[1, -1, 4, 16]> : tensor<4xi64>
+  %heads = pe.vector "Reshape"(%x, %shape) : (tensor<1x?x64xf16>, tensor<4xi64>) -> tensor<1x?x4x16xf16>
+  %left, %right = pe.vector "Split"(%x) {arguments = {axis = 2 : i64}} : (tensor<1x?x64xf16>) -> tensor<1x?x48xf16>, tensor<1x?x16xf16>
+  %y = pe.vector "Concat"(%right, %left) {arguments = {axis = 2 : i64}} : (tensor<1x?x16xf16>, tensor<1x?x48xf16>) -> tensor<1x?x64xf16>
+  %z = pe.vector "Abs"(%y) : (tensor<1x?x64xf16>) -> tensor<1x?x64xf16>
+  %p = pe.positions %tokens : tensor<1x?xi64>
+  %out = pe.vector "Neg"(%heads) : (tensor<1x?x4x16xf16>) -> tensor<1x?x4x16xf16>
+  func.return %out : tensor<1x?x4x16xf16>
+}
+
+// The array may start its product while the vector unit still turns %a into %b: the result %p gets
+// a place of its own. What waits for both units, as %c does, may use any of theirs again.
+
+// CHECK-LABEL: func.func @units
+// CHECK:         %a = pe.vector "Abs"(%x) {sram_row_offset = 128 : i64}
+// CHECK-NEXT:    %b = pe.vector "Neg"(%a) {sram_row_offset = 256 : i64}
+// CHECK:         %p = pe.gemm %x, %w_w {sram_row_offset = 384 : i64}
+// CHECK-NEXT:    %c = pe.vector "Add"(%p, %b) {sram_row_offset = 0 : i64}
+func.func @units(%tokens: tensor<1x?xi64>) -> tensor<1x?x64xf16> {
+  %x = pe.gather @w[%tokens] : (tensor<1x?xi64>) -> tensor<1x?x64xf16>
+  %a = pe.vector "Abs"(%x) : (tensor<1x?x64xf16>) -> tensor<1x?x64xf16>
+  %b = pe.vector "Neg"(%a) : (tensor<1x?x64xf16>) -> tensor<1x?x64xf16>
+  %w_w = pe.load_weight @w {tiling = #pe.tiling<64x64, grid 1x1, per_block 1>, block_bytes = 0 : i64, last_block_bytes = 8192 : i64} : !pe.stream<!speq.view<64x64, full>>
+  %p = pe.gemm %x, %w_w : (tensor<1x?x64xf16>, !pe.stream<!speq.view<64x64, full>>) -> tensor<1x?x64xf16>
+  %c = pe.vector "Add"(%p, %b) : (tensor<1x?x64xf16>, tensor<1x?x64xf16>) -> tensor<1x?x64xf16>
+  %out = pe.vector "Abs"(%c) : (tensor<1x?x64xf16>) -> tensor<1x?x64xf16>
+  func.return %out : tensor<1x?x64xf16>
+}
+
+// A store reads its operands when the DRAM channel gets to it. Operations that stream behind it, as
+// the norm does, find it done.
+
+// CHECK-LABEL: func.func @stores
+// CHECK:         %k = pe.vector "Reshape"(%x, %shape) {sram_row_offset = 0 : i64}
+// CHECK-NEXT:    pe.append @kv, %k, %k
+// CHECK-NEXT:    %b = pe.vector "Abs"(%a) {sram_row_offset = 256 : i64}
+// CHECK:         %n = pe.vector "rms_norm"(%b, %norm) {sram_row_offset = 0 : i64}
+func.func @stores(%tokens: tensor<1x?xi64>) -> tensor<1x?x64xf16> {
+  %x = pe.gather @w[%tokens] : (tensor<1x?xi64>) -> tensor<1x?x64xf16>
+  %a = pe.vector "Abs"(%x) : (tensor<1x?x64xf16>) -> tensor<1x?x64xf16>
+  %shape = pe.immediate dense<[1, 1, -1, 64]> : tensor<4xi64>
+  %k = pe.vector "Reshape"(%x, %shape) : (tensor<1x?x64xf16>, tensor<4xi64>) -> tensor<1x1x?x64xf16>
+  pe.append @kv, %k, %k : (tensor<1x1x?x64xf16>, tensor<1x1x?x64xf16>)
+  %b = pe.vector "Abs"(%a) : (tensor<1x?x64xf16>) -> tensor<1x?x64xf16>
+  %norm = pe.load_constant "norm" {digest = "sha256:03"} : !pe.stream<tensor<64xf16>>
+  %n = pe.vector "rms_norm"(%b, %norm) : (tensor<1x?x64xf16>, !pe.stream<tensor<64xf16>>) -> tensor<1x?x64xf16>
+  %out = pe.vector "Abs"(%n) : (tensor<1x?x64xf16>) -> tensor<1x?x64xf16>
+  func.return %out : tensor<1x?x64xf16>
 }

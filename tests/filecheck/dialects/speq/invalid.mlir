@@ -129,3 +129,87 @@ speq.decode @d attributes {exit_threshold = 2.0 : f64} {
 func.func @f() {
   speq.yield
 }
+
+// -----
+
+// CHECK: result must have shape [1, ?, 64], got [1, ?, 32]
+%x, %w = "test.op"() : () -> (tensor<1x?x64xf16>, !speq.view<64x64, full>)
+%y = speq.matmul %x, %w : (tensor<1x?x64xf16>, !speq.view<64x64, full>) -> tensor<1x?x32xf16>
+
+// -----
+
+// CHECK: f16 should be of base attribute integer_type
+%t = "test.op"() : () -> (tensor<1x?xf16>)
+%l = speq.call @full(%t) : (tensor<1x?xf16>) -> tensor<1x?x16xf16>
+
+// -----
+
+// CHECK: chunk must be positive, got 0
+%t = "test.op"() : () -> (tensor<1x?xi64>)
+%l = speq.call @full(%t) {chunk = 0 : i64} : (tensor<1x?xi64>) -> tensor<1x?x16xf16>
+
+// -----
+
+// CHECK: f32 should be of base attribute tensor
+%l = "test.op"() : () -> (f32)
+%t, %p = speq.sample %l : f32
+
+// -----
+
+// CHECK: f16 should be of base attribute integer_type
+%t = "test.op"() : () -> (tensor<1x1xf16>)
+speq.repeat(%t : tensor<1x1xf16>) {
+^bb0(%last: tensor<1x1xf16>):
+  speq.yield %last : tensor<1x1xf16>
+}
+
+// -----
+
+// CHECK: f16 should be of base attribute integer_type
+%t = "test.op"() : () -> (tensor<1x1xf16>)
+%d, %l = speq.draft(%t : tensor<1x1xf16>) {
+^bb0(%token: tensor<1x1xf16>):
+  speq.yield
+} : tensor<1x?x16xf16>
+
+// -----
+
+// CHECK: f32 should be of base attribute tensor
+%t = "test.op"() : () -> (tensor<1x1xi64>)
+%d, %l = speq.draft(%t : tensor<1x1xi64>) {
+^bb0(%token: tensor<1x1xi64>):
+  speq.yield
+} : f32
+
+// -----
+
+// CHECK: f16 should be of base attribute integer_type
+%t, %d = "test.op"() : () -> (tensor<1x1xi64>, tensor<1x?xf16>)
+%l = speq.verify(%t, %d : tensor<1x1xi64>, tensor<1x?xf16>) {
+^bb0(%tokens: tensor<1x?xi64>):
+  speq.yield
+} : tensor<1x?x16xf16>
+
+// -----
+
+// CHECK: f16 should be of base attribute integer_type
+%d, %l = "test.op"() : () -> (tensor<1x?xf16>, tensor<1x?x16xf16>)
+%a, %n = speq.accept %d, %l, %l : (tensor<1x?xf16>, tensor<1x?x16xf16>, tensor<1x?x16xf16>)
+
+// -----
+
+// CHECK: f32 should be of base attribute tensor
+%d, %l, %p = "test.op"() : () -> (tensor<1x?xi64>, tensor<1x?x16xf16>, f32)
+%a, %n = speq.accept %d, %p, %l : (tensor<1x?xi64>, f32, tensor<1x?x16xf16>)
+
+// -----
+
+// CHECK: f16 should be of base attribute integer_type
+%a = "test.op"() : () -> (tensor<1x?xf16>)
+speq.truncate %a : tensor<1x?xf16>
+
+// -----
+
+// CHECK: f16 should be of base attribute integer_type
+%a = "test.op"() : () -> (tensor<1x?xf16>)
+speq.emit %a : tensor<1x?xf16>

@@ -29,7 +29,8 @@ class ReportingGroup(click.Group):
             return result
         except click.UsageError as error:
             command = (error.ctx or ctx).command_path
-            report(f"error: {one_line(error.format_message())} See '{command} --help'.")
+            message = one_line(error.format_message()).rstrip(".")
+            report(f"error: {message}. See '{command} --help'.")
             ctx.exit(BAD_INPUT)
         except (click.ClickException, click.exceptions.Exit):
             raise

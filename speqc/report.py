@@ -195,7 +195,7 @@ def report_rows(fields: Fields) -> list[tuple[str, str, str]]:
     rows.append(("speedup", f"{fields['speedup']:.2f}x", "1.00x"))
     rows.append(("speedup after the prompt", f"{fields['decode_speedup']:.2f}x", "1.00x"))
     if "wall_seconds" in fields:
-        rows.append(("wall-clock time", show_time(fields["wall_seconds"]), ""))
+        rows.append(("decoding on this computer", show_time(fields["wall_seconds"]), ""))
     return rows
 
 
@@ -222,7 +222,7 @@ def print_report(fields: Fields, mode: str, *, stderr: bool) -> None:
         columns = (f"on {fields['target']}", mode, "autoregressive")
         print_table(columns, rows, stderr=stderr)
         return
-    click.echo(f"on {fields['target']}, {mode} (autoregressive):", err=stderr)
+    click.echo(f"{mode} decoding on {fields['target']} (autoregressive: in brackets)", err=stderr)
     for label, value, plain in rows:
         click.echo(f"{label}: {value}" + (f" ({plain})" if plain else ""), err=stderr)
 

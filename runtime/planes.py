@@ -131,8 +131,12 @@ def unpack(planes: Planes, n: int) -> Encoded:
 
     for_each(range(blocks), unpack_columns)
     scales = planes.scales.transpose(1, 0, 2).reshape(planes.scales.shape[1], blocks * BLOCK)
-    parts = (np.ascontiguousarray(part[:, :n]) for part in (codes, rest, scales))
-    return Encoded(*parts, planes.group_size)
+    return Encoded(
+        np.ascontiguousarray(codes[:, :n]),
+        np.ascontiguousarray(rest[:, :n]),
+        np.ascontiguousarray(scales[:, :n]),
+        planes.group_size,
+    )
 
 
 def full_panels(planes: Planes, book: CodeBook, n: int, shift: int = 0) -> NDArray[np.uint16]:

@@ -85,7 +85,7 @@ def move(op: Operation, place: InsertPoint) -> None:
     past=st.integers(0, 110),
 )
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_slower_by_no_more_than_a_store(
     run_passes: RunPasses,

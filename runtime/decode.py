@@ -188,7 +188,11 @@ class _Host:
         if op.chunk is not None:
             chunk = self.options.prompt_chunk or op.chunk.value.data
         tokens = self.values[op.tokens][0]
-        self.values[op.logits] = self.machine.call(op.callee.string_value(), tokens, chunk)
+        # Sampling reads the last row alone: a long prompt's logits need not all be kept.
+        last = all(isinstance(use.operation, speq.SampleOp) for use in op.logits.uses)
+        self.values[op.logits] = self.machine.call(
+            op.callee.string_value(), tokens, chunk, last_chunk=last
+        )
 
     def _sample(self, op: speq.SampleOp) -> None:
         row = self.values[op.logits][-1]

@@ -49,9 +49,16 @@ class Machine:
         self.vocabulary: int = self._steps["full"].columns
 
     def call(
-        self, function: str, tokens: Sequence[int] | NDArray[np.int64], chunk: int | None = None
+        self,
+        function: str,
+        tokens: Sequence[int] | NDArray[np.int64],
+        chunk: int | None = None,
+        *,
+        last_chunk: bool = False,
     ) -> NDArray:
         """Run `tokens` through a step function, `chunk` at a time: logits [M, vocabulary].
+
+        With `last_chunk` only the logits of the last chunk are kept and returned.
 
         Raises SpeqcError where the program has no such function or the context is full, ValueError
         where there is no token or no positive chunk.
@@ -68,7 +75,11 @@ class Machine:
             )
         rows = np.asarray(tokens, np.int64)
         size = chunk or len(rows)
-        parts = [self._pass(function, step, rows[i : i + size]) for i in range(0, len(rows), size)]
+        parts: list[NDArray] = []
+        for start in range(0, len(rows), size):
+            if last_chunk:
+                parts.clear()
+            parts.append(self._pass(function, step, rows[start : start + size]))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def _pass(self, function: str, step: Step, tokens: NDArray[np.int64]) -> NDArray:

@@ -67,7 +67,12 @@ class Scripted(Machine):
         return len(self.cache)
 
     def call(
-        self, function: str, tokens: Sequence[int] | NDArray[np.int64], chunk: int | None = None
+        self,
+        function: str,
+        tokens: Sequence[int] | NDArray[np.int64],
+        chunk: int | None = None,
+        *,
+        last_chunk: bool = False,
     ) -> NDArray:
         size = chunk or len(tokens)
         for start in range(0, len(tokens), size):
@@ -80,7 +85,8 @@ class Scripted(Machine):
         model = self.full if function == "full" else self.draft
         first = len(self.cache) - len(tokens)
         known = [token for _, token in self.cache]
-        return np.stack([model(known[: first + row + 1]) for row in range(len(tokens))])
+        rows = [model(known[: first + row + 1]) for row in range(len(tokens))]
+        return np.stack(rows[-1 - (len(rows) - 1) % size :] if last_chunk else rows)
 
     def truncate(self, length: int) -> None:
         assert length <= len(self.cache)

@@ -95,6 +95,12 @@ def test_chunks_change_no_bit(machine: Machine, logits: NDArray, chunk: int) -> 
     assert rows == [min(chunk, 40 - start) for start in range(0, 40, chunk)]
 
 
+def test_last_chunk_alone(machine: Machine, logits: NDArray) -> None:
+    found = machine.call("full", TOKENS, 16, last_chunk=True)
+    assert found.tobytes() == logits[32:].tobytes()
+    assert machine.length == 40
+
+
 def test_truncated_positions_leave_no_trace(machine: Machine, logits: NDArray) -> None:
     machine.call("full", TOKENS[:30])
     machine.call("draft", TOKENS[5:25])

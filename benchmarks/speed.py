@@ -54,7 +54,7 @@ def main() -> None:
 def measure_compile(model: Path, artifact: Path) -> dict[str, float]:
     """Wall time and peak resident memory of `speqc compile`."""
     start = time.perf_counter()
-    command = [sys.executable, "-m", "speqc", "compile", str(model), "-o", str(artifact)]
+    command = [sys.executable, "-P", "-m", "speqc", "compile", str(model), "-o", str(artifact)]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     peak = watch_memory(process)
     if process.wait():

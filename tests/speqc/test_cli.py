@@ -39,7 +39,7 @@ def test_help_imports_nothing_heavy():
         "heavy = {'numpy', 'numba', 'xdsl', 'onnx', 'onnx_ir', 'rich', 'tokenizers', 'jinja2'};"
         "print(*heavy & sys.modules.keys())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
 
 

@@ -12,7 +12,8 @@ class FinishOrder:
 
     An operation starts when the results that it needs are ready and the one before it on its unit
     has ended. The DRAM channel is a queue, so what streams weights or constants also starts after
-    every earlier store. (A cache may be empty: then its stream waits for nothing.)
+    every earlier store. (A cache may be empty: then its stream waits for nothing.) A gather reads
+    DRAM before its turn on the vector unit comes, so nothing has surely ended when it writes.
 
     Sets of operations are integers with a bit for each.
     """
@@ -20,6 +21,7 @@ class FinishOrder:
     def __init__(self, function: FuncOp):
         self._bits: dict[Operation, int] = {}
         self._before: dict[Operation, int] = {}
+        self._ready: dict[Operation, int] = {}
         latest: dict[str, int] = {"array": 0, "vector": 0}
         stores = 0
         for place, op in enumerate(function.body.block.ops):
@@ -32,11 +34,12 @@ class FinishOrder:
             if _streams(op):
                 before |= stores
             self._bits[op] = 1 << place if unit is not None else 0
-            self._before[op] = before
+            self._before[op] = 0 if isinstance(op, pe.GatherOp) else before
+            self._ready[op] = before | self._bits[op]
             if unit in latest:
-                latest[unit] = before | self._bits[op]
+                latest[unit] = self._ready[op]
             elif unit == "dram":
-                stores |= before | self._bits[op]
+                stores |= self._ready[op]
 
     def set_of(self, *ops: Operation) -> int:
         """The set of some operations that run on a unit (others take no time and are left out)."""
@@ -52,7 +55,7 @@ class FinishOrder:
     def _with(self, value: SSAValue) -> int:
         """The operations that have ended when a value is ready."""
         owner = value.owner
-        return self._before[owner] | self._bits[owner] if isinstance(owner, Operation) else 0
+        return self._ready[owner] if isinstance(owner, Operation) else 0
 
 
 def unit_of(op: Operation) -> str | None:

@@ -230,3 +230,10 @@ def test_row_bytes_are_what_the_last_place_needs(run_passes: RunPasses) -> None:
         values = [value for op in function.body.block.ops for value in op.results]
         ends = [place[1] for value in values if (place := sram_place(value)) is not None]
         assert peak(function) == max(ends)
+
+
+def test_a_gather_writes_where_nothing_was_before(run_passes: RunPasses) -> None:
+    again = "%again = pe.gather @w[%tokens] : (tensor<1x?xi64>) -> tensor<1x?x64xf16>\n"
+    body = vector("a", "x", "x") + vector("b", "a", "a") + again + vector("out", "b", "again")
+    found = places(step(run_passes, body))
+    assert found["again"] not in (found["x"], found["a"], found["b"])

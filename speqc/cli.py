@@ -11,6 +11,7 @@ import click
 
 from speqc import __version__
 from speqc.diagnostics import ReportingGroup, report
+from speqc.runtime.errors import SpeqcError
 
 DEFAULT_TARGET = "speq-64x64"
 DEMO_PROMPT = "And the LORD spake unto Moses, saying,"
@@ -27,6 +28,12 @@ class FiniteRange(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number.", param, ctx)
         return number
+
+
+def expect_existing(path: Path) -> None:
+    """Raise SpeqcError where there is nothing: before a command imports for seconds."""
+    if not path.exists():
+        raise SpeqcError(f"{path}: there is no such file or folder")
 
 
 FILE = click.Path(path_type=Path)
@@ -86,11 +93,14 @@ def compile_command(
     """Compile MODEL, an ONNX file, into an artifact."""
     if emit is not None and output is not None:
         raise click.UsageError("--emit prints to standard output and writes no artifact")
-    from speqc.compile import CompileOptions, compile_model, emit_level
+    expect_existing(model)
     from speqc.target_files import load_target
 
+    machine = load_target(target)
+    from speqc.compile import CompileOptions, compile_model, emit_level
+
     options = CompileOptions(
-        load_target(target), codebook, group_size, context, allow_fp32_to_fp16, tokenizer, dump_ir
+        machine, codebook, group_size, context, allow_fp32_to_fp16, tokenizer, dump_ir
     )
     if emit is not None:
         click.echo(emit_level(model, options, emit), nl=False)
@@ -165,6 +175,7 @@ def run_command(
         raise click.UsageError("give either --prompt or --token-ids")
     if chat and prompt is None:
         raise click.UsageError("--chat needs --prompt")
+    expect_existing(artifact)
     from speqc.run import Prompt, run
     from speqc.runtime.decode import DecodeOptions
     from speqc.runtime.sampling import SamplingOptions
@@ -214,6 +225,7 @@ def simulate_command(
         raise click.UsageError("--acceptance and --replay exclude each other")
     if draft_length is not None and acceptance is None:
         raise click.UsageError("--draft-length needs --acceptance")
+    expect_existing(artifact)
     from speqc.simulate import simulate
 
     simulate(
@@ -236,6 +248,7 @@ def inspect_command(path: Path, program: bool, json_to: str | None) -> None:
     """Show what PATH holds: an ONNX file, or an artifact."""
     if program and json_to is not None:
         raise click.UsageError("--program and --json exclude each other")
+    expect_existing(path)
     from speqc.inspect_model import inspect
 
     inspect(path, program=program, json_to=json_to)

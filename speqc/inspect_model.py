@@ -21,13 +21,13 @@ from speqc.onnx_import import import_model
 from speqc.report import (
     Fields,
     check_json_destination,
-    print_table,
     show_bytes,
     write_json,
 )
 from speqc.runtime.codebook import CODEBOOKS, fit, load_codebook
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.weights import WeightFile
+from speqc.tables import print_table
 from speqc.weight_facts import WeightFacts, weight_facts
 
 BARS = "▁▂▃▄▅▆▇█"

@@ -21,6 +21,7 @@ from speqc.runtime.calls import Call
 from speqc.runtime.decode import Round
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.program_timing import ProgramTimer
+from speqc.tables import print_table
 
 Fields = dict[str, Any]
 """A JSON object."""
@@ -175,7 +176,7 @@ def report_rows(fields: Fields) -> list[tuple[str, str, str]]:
     """A report for a reader: label, value, and the same of autoregressive decoding or ""."""
     rows = []
     if "drafted" in fields:
-        share = f"{fields['accepted']:.6g} of {fields['drafted']:.6g} drafted"
+        share = _share(fields["accepted"], fields["drafted"])
         rows = [
             ("acceptance rate", f"{fields['acceptance_rate']:.1%} ({share})", ""),
             ("mean acceptance length", f"{fields['mean_acceptance_length']:.2f}", "1.00"),
@@ -199,6 +200,13 @@ def report_rows(fields: Fields) -> list[tuple[str, str, str]]:
     return rows
 
 
+def _share(accepted: float, drafted: float) -> str:
+    """How many drafted tokens were accepted, or are expected to be."""
+    if isinstance(accepted, int):
+        return f"{accepted} of {drafted} drafted"
+    return f"expected: {accepted:.1f} of {drafted:.1f} drafted"
+
+
 def show_time(seconds: float) -> str:
     """Seconds in a unit that leaves few digits before the point."""
     if seconds >= 1:
@@ -216,31 +224,19 @@ def show_bytes(size: float) -> str:
 
 
 def print_report(fields: Fields, mode: str, *, stderr: bool) -> None:
-    """Show a report: a table on a terminal, else a line for each fact."""
+    """Show a report: a table on a terminal, else a line for each fact.
+
+    Plain decoding stands alone, any other mode beside it.
+    """
     rows = report_rows(fields)
+    beside = mode != "autoregressive"
+    if not beside:
+        rows = [(label, value, "") for label, value, _ in rows if not label.startswith("speedup")]
     if (sys.stderr if stderr else sys.stdout).isatty():
-        columns = (f"on {fields['target']}", mode, "autoregressive")
+        columns = (f"on {fields['target']}", mode, "autoregressive" if beside else "")
         print_table(columns, rows, stderr=stderr)
         return
-    click.echo(f"{mode} decoding on {fields['target']} (autoregressive: in brackets)", err=stderr)
+    legend = " (autoregressive: in brackets)" if beside else ""
+    click.echo(f"{mode} decoding on {fields['target']}{legend}", err=stderr)
     for label, value, plain in rows:
         click.echo(f"{label}: {value}" + (f" ({plain})" if plain else ""), err=stderr)
-
-
-def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], *, stderr: bool = False
-) -> None:
-    """Show a table: ruled on a terminal, else plain columns that nothing cuts off."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    terminal = (sys.stderr if stderr else sys.stdout).isatty()
-    table = Table(*columns, box=SIMPLE_HEAD if terminal else None, pad_edge=False)
-    for row in rows:
-        table.add_row(*row)
-    console = Console(stderr=stderr, width=None if terminal else 10_000, markup=False)
-    # Where the output is closed early, the console itself would exit with code 1.
-    with console.capture() as shown:
-        console.print(table)
-    click.echo(shown.get(), nl=False, err=stderr)

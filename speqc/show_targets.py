@@ -4,7 +4,7 @@ from dataclasses import asdict
 
 import click
 
-from speqc.report import print_table
+from speqc.tables import print_table
 from speqc.target_files import DEFAULT_TARGET, read_target_file, shipped_targets
 
 TITLE = ("name", "description")

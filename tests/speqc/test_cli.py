@@ -97,7 +97,7 @@ def test_unknown_target_is_one_line(invoke, model, tmp_path):
 
 def test_files_that_are_not_there(invoke, tmp_path):
     missing = tmp_path / "missing"
-    expect_error(invoke("run", missing, "--prompt", "a"), str(missing), "no such artifact")
+    expect_error(invoke("run", missing, "--prompt", "a"), str(missing), "no such file or folder")
     expect_error(invoke("inspect", missing), str(missing))
     expect_error(invoke("opt", missing), f"error: {missing}: No such file or directory")
     arguments = ("simulate", missing, "--prompt-length", "1", "--new-tokens", "1")
@@ -138,10 +138,10 @@ def test_closed_output_is_no_failure(arguments):
 
 @pytest.mark.parametrize("command", ["run", "simulate", "inspect"])
 def test_where_a_report_goes_is_checked_first(invoke, tmp_path, command):
-    """Before the artifact is opened, which is missing here."""
+    """Before the artifact is opened, which is an empty folder here."""
     needed = {"run": ("--prompt", "a"), "simulate": ("--replay", "r"), "inspect": ()}[command]
     for file, fragment in (("no/x.json", "does not exist"), (".", "is a folder")):
-        arguments = (command, tmp_path / "none.speq", *needed, "--json", tmp_path / file)
+        arguments = (command, tmp_path, *needed, "--json", tmp_path / file)
         expect_error(invoke(*arguments), "error: --json: ", fragment)
 
 

@@ -35,6 +35,7 @@ from xdsl.ir import (
     TypeAttribute,
 )
 from xdsl.irdl import (
+    AttrSizedOperandSegments,
     IRDLOperation,
     ParsePropInAttrDict,
     VarConstraint,
@@ -42,6 +43,7 @@ from xdsl.irdl import (
     irdl_attr_definition,
     irdl_op_definition,
     operand_def,
+    opt_operand_def,
     opt_prop_def,
     prop_def,
     result_def,
@@ -56,13 +58,16 @@ from xdsl.utils.exceptions import VerifyException
 from xdsl.utils.str_enum import StrEnum
 
 from speqc.dialects.dense import print_dense
+from speqc.dialects.digests import digest_error
 from speqc.dialects.speq import (
+    PREDICATE,
     AttentionBase,
     View,
     ViewAttr,
     ViewType,
     tensor_types,
     verify_attention,
+    verify_predicate,
     verify_product,
 )
 
@@ -268,6 +273,8 @@ class LoadWeightOp(IRDLOperation):
     `block_bytes` travel per block, `last_block_bytes` in the last one (0 and all where there is
     only one). In the machine's DRAM tiles lie padded, in this order, column by column, each block
     with its scales in one contiguous piece.
+
+    `when`: the load waits for a predicate, and moves nothing where it holds for no row.
     """
 
     name = "pe.load_weight"
@@ -276,10 +283,13 @@ class LoadWeightOp(IRDLOperation):
     tiling = prop_def(TilingAttr)
     block_bytes = prop_def(IntegerAttr[I64])
     last_block_bytes = prop_def(IntegerAttr[I64])
+    predicate = opt_operand_def(PREDICATE)
     stream = result_def(StreamType)
 
     irdl_options = (ParsePropInAttrDict(),)
-    assembly_format = "$weight attr-dict `:` type($stream)"
+    assembly_format = (
+        "$weight (`when` $predicate^ `:` type($predicate))? attr-dict `:` type($stream)"
+    )
 
     def __init__(
         self,
@@ -288,8 +298,10 @@ class LoadWeightOp(IRDLOperation):
         tiling: TilingAttr,
         block_bytes: int,
         last_block_bytes: int,
+        predicate: SSAValue | None = None,
     ):
         super().__init__(
+            operands=[predicate],
             properties={
                 "weight": SymbolRefAttr(weight),
                 "tiling": tiling,
@@ -341,7 +353,10 @@ class LoadConstantOp(IRDLOperation):
         )
 
     def verify_(self) -> None:
-        """Check that the stream is a static tensor."""
+        """Check that the stream is a static tensor, and the digest's form."""
+        error = digest_error(self.digest.data)
+        if error is not None:
+            raise VerifyException(error)
         stream = self.stream.type
         assert isinstance(stream, StreamType)
         if not isinstance(stream.content, TensorType) or not stream.content.has_static_shape():
@@ -397,22 +412,32 @@ class GemmOp(IRDLOperation):
 
     FP32 accumulation in ascending k. In draft mode each group's partial sum is multiplied by its
     scale and added in ascending group order. The sum is rounded once to the result's type.
+
+    `when`: rows for which a predicate [1, M, 1] does not hold are not computed, and are zero.
     """
 
     name = "pe.gemm"
 
     input = operand_def(TENSOR)
     weight = operand_def(StreamType)
+    predicate = opt_operand_def(PREDICATE)
     sram_row_offset = opt_prop_def(IntegerAttr[I64])
     result = result_def(TENSOR)
 
     irdl_options = (ParsePropInAttrDict(),)
     assembly_format = (
-        "$input `,` $weight attr-dict `:` `(` type($input) `,` type($weight) `)` `->` type($result)"
+        "$input `,` $weight (`when` $predicate^ `:` type($predicate))? attr-dict `:` "
+        "`(` type($input) `,` type($weight) `)` `->` type($result)"
     )
 
-    def __init__(self, input: SSAValue, weight: SSAValue, result_type: Attribute):
-        super().__init__(operands=[input, weight], result_types=[result_type])
+    def __init__(
+        self,
+        input: SSAValue,
+        weight: SSAValue,
+        result_type: Attribute,
+        predicate: SSAValue | None = None,
+    ):
+        super().__init__(operands=[input, weight, predicate], result_types=[result_type])
 
     def verify_(self) -> None:
         """Check that the streamed operand is a weight and the shapes agree."""
@@ -421,6 +446,8 @@ class GemmOp(IRDLOperation):
         if not isinstance(view, ViewType):
             raise VerifyException(f"weight must be a streamed weight view, got {view}")
         verify_product(self.input.type, view.shape, self.result.type)
+        if self.predicate is not None:
+            verify_predicate(self.predicate.type, self.input.type)
 
 
 @irdl_op_definition
@@ -428,19 +455,24 @@ class VectorOp(IRDLOperation):
     """An operator on the vector unit: `kernel` names an ONNX operator, or `rms_norm`, `rotary`.
 
     Operands are tensors on chip or streams of constants; `attributes` are the operator's.
+
+    `when`: rows [..., N] of the results for which a predicate does not hold are not computed, and
+    are zero. The predicate has as many values as each result has rows.
     """
 
     name = "pe.vector"
 
     kernel = prop_def(StringAttr)
     inputs = var_operand_def(TENSOR | base(StreamType))
+    predicate = opt_operand_def(PREDICATE)
     attributes_ = opt_prop_def(DictionaryAttr, prop_name="arguments")
     sram_row_offset = opt_prop_def(IntegerAttr[I64])
     results_ = var_result_def(TENSOR)
 
-    irdl_options = (ParsePropInAttrDict(),)
+    irdl_options = (ParsePropInAttrDict(), AttrSizedOperandSegments(as_property=True))
     assembly_format = (
-        "$kernel `(` $inputs `)` attr-dict `:` `(` type($inputs) `)` `->` type($results_)"
+        "$kernel `(` $inputs `)` (`when` $predicate^ `:` type($predicate))? attr-dict `:` "
+        "`(` type($inputs) `)` `->` type($results_)"
     )
 
     def __init__(
@@ -449,9 +481,10 @@ class VectorOp(IRDLOperation):
         inputs: Sequence[SSAValue],
         result_types: Sequence[Attribute],
         arguments: DictionaryAttr | None = None,
+        predicate: SSAValue | None = None,
     ):
         super().__init__(
-            operands=[inputs],
+            operands=[inputs, predicate],
             properties={"kernel": StringAttr(kernel), "arguments": arguments},
             result_types=[result_types],
         )
@@ -497,8 +530,10 @@ class AttentionOp(AttentionBase):
         )
 
     def verify_(self) -> None:
-        """Check heads and head sizes."""
-        verify_attention(*tensor_types(self.query, self.key, self.value, self.result))
+        """Check heads, head sizes, and what is done to the scores."""
+        types = tensor_types(self.query, self.key, self.value, self.result)
+        verify_attention(*types)
+        self.verify_scores(types[0].get_shape()[1])
 
 
 @irdl_op_definition

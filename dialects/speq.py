@@ -33,7 +33,9 @@ from xdsl.dialects.builtin import (
     SymbolRefAttr,
     TensorType,
     UnitAttr,
+    f32,
     f64,
+    i1,
     i64,
 )
 from xdsl.dialects.utils import EnumAttribute
@@ -54,6 +56,7 @@ from xdsl.irdl import (
     irdl_attr_definition,
     irdl_op_definition,
     operand_def,
+    opt_operand_def,
     opt_prop_def,
     prop_def,
     region_def,
@@ -74,6 +77,10 @@ SPECULATIVE, AUTOREGRESSIVE, DRAFT_ONLY = "speculative", "autoregressive", "draf
 PROGRAMS = (SPECULATIVE, AUTOREGRESSIVE, DRAFT_ONLY)
 """Names of the decode programs that a finished module has."""
 
+EXPERTS = "speq.experts"
+"""The attribute of a step function with a mixture of experts: for each router, in program order,
+`array<i64: experts, chosen by a token>`. Each expert has a predicate of its own."""
+
 CODEBOOKS = ("sets", "paper", "naive")
 """Code books that a split weight may name."""
 
@@ -82,6 +89,7 @@ FLOAT = base(Float16Type) | base(Float32Type)
 
 TENSOR = TensorType.constr()
 INT_TENSOR = TensorType.constr(base(IntegerType))
+PREDICATE = TensorType.constr(i1)
 
 TOKENS = TensorType(i64, [1, DYNAMIC_INDEX])
 """The type of a row of token ids."""
@@ -149,8 +157,10 @@ class WeightOp(IRDLOperation):
     """A weight matrix by reference; with a code book once it is split into draft and rest.
 
     `source` names the tensor in the model file, `transposed` says that the file holds it as
-    [N, K]. `codebook`, `group_size` and `shift` (the weight is scaled by 2^-shift before it is
-    encoded) stand on split weights; `kept` gives the reason why a weight stays plain FP16.
+    [N, K]. `part` says which matrix of a tensor of three dimensions it is. `codebook`,
+    `digest` is that of the tensor or part, or "none" where only its type is known. `codebook`,
+    `group_size` and `shift` (the weight is scaled by 2^-shift before it is encoded) stand on split
+    weights; `kept` gives the reason why a weight stays plain FP16.
     """
 
     name = "speq.weight"
@@ -160,6 +170,7 @@ class WeightOp(IRDLOperation):
     digest = prop_def(StringAttr)
     type = prop_def(TensorType)
     transposed = opt_prop_def(UnitAttr)
+    part = opt_prop_def(IntegerAttr[I64])
     codebook = opt_prop_def(StringAttr)
     group_size = opt_prop_def(IntegerAttr[I64])
     shift = opt_prop_def(IntegerAttr[I64])
@@ -181,6 +192,7 @@ class WeightOp(IRDLOperation):
         transposed: bool = False,
         exponents: DenseArrayBase[IntegerType] | None = None,
         zeros: int | None = None,
+        part: int | None = None,
     ):
         super().__init__(
             properties={
@@ -191,6 +203,7 @@ class WeightOp(IRDLOperation):
                 "transposed": UnitAttr() if transposed else None,
                 "exponents": exponents,
                 "zeros": None if zeros is None else IntegerAttr(zeros, i64),
+                "part": None if part is None else IntegerAttr(part, i64),
             }
         )
 
@@ -207,10 +220,15 @@ class WeightOp(IRDLOperation):
 
     def verify_(self) -> None:
         """Check shape, element type and the fields that belong together."""
+        error = digest_error(self.digest.data, self.exponents, self.zeros)
+        if error is not None:
+            raise VerifyException(error)
         if not isinstance(self.type.element_type, Float16Type):
             raise VerifyException(f"a weight holds f16, got {self.type.element_type}")
         if len(self.type.get_shape()) != 2 or not self.type.has_static_shape():
             raise VerifyException(f"a weight is a static KxN matrix, got {self.type}")
+        if self.part is not None and self.part.value.data < 0:
+            raise VerifyException(f"part must not be negative, got {self.part.value.data}")
         if self.codebook is None:
             if self.group_size is not None or self.shift is not None:
                 raise VerifyException("group_size and shift need a codebook")
@@ -284,26 +302,50 @@ class MatmulOp(IRDLOperation):
     """`input` [1, M, K] times a view of a KxN weight: [1, M, N].
 
     Products accumulate in FP32 in ascending k; the sum is rounded once to the result's type.
+
+    `when`: a predicate [1, M, 1] says for which rows. The others are not computed, and are zero in
+    the result; where no row of a step is computed, the weight is not read. (Rows of rows, as
+    [1, M, 2, K] with a predicate [1, M, 2, 1], are rows too.)
     """
 
     name = "speq.matmul"
 
     input = operand_def(TENSOR)
     weight = operand_def(ViewType)
+    predicate = opt_operand_def(PREDICATE)
     result = result_def(TENSOR)
 
     traits = traits_def(Pure())
     assembly_format = (
-        "$input `,` $weight attr-dict `:` `(` type($input) `,` type($weight) `)` `->` type($result)"
+        "$input `,` $weight (`when` $predicate^ `:` type($predicate))? attr-dict `:` "
+        "`(` type($input) `,` type($weight) `)` `->` type($result)"
     )
 
-    def __init__(self, input: SSAValue, weight: SSAValue, result_type: TensorType):
-        super().__init__(operands=[input, weight], result_types=[result_type])
+    def __init__(
+        self,
+        input: SSAValue,
+        weight: SSAValue,
+        result_type: TensorType,
+        predicate: SSAValue | None = None,
+    ):
+        super().__init__(operands=[input, weight, predicate], result_types=[result_type])
 
     def verify_(self) -> None:
         """Check that the reduced and produced dimensions agree with the weight."""
         assert isinstance(self.weight.type, ViewType)
         verify_product(self.input.type, self.weight.type.shape, self.result.type)
+        if self.predicate is not None:
+            verify_predicate(self.predicate.type, self.input.type)
+
+
+def verify_predicate(predicate: Attribute, rows: Attribute) -> None:
+    """Raise unless a predicate has a value for each row of a tensor [..., K]: [..., 1]."""
+    assert isinstance(predicate, TensorType) and isinstance(rows, TensorType)
+    expected = (*rows.get_shape()[:-1], 1)
+    if tuple(predicate.get_shape()) != expected:
+        raise VerifyException(
+            f"predicate must have shape {_sizes(expected)}, got {_sizes(predicate.get_shape())}"
+        )
 
 
 def verify_product(input: Attribute, shape: tuple[int, int], result: Attribute) -> None:
@@ -479,15 +521,137 @@ class RotaryOp(IRDLOperation):
             raise VerifyException("input and result must have one type")
 
 
+class BiasOrigin(StrEnum):
+    """Where the positions of a position bias count from."""
+
+    START = auto()
+    ROW = auto()
+
+
+@irdl_attr_definition
+class PositionBiasAttr(ParametrizedAttribute):
+    """A slope for each query head, times a position: what is added to attention scores.
+
+    Attention with linear biases (Press et al., arXiv 2108.12409). The position of key t is t itself
+    (`start`), or t less the position of the row (`row`: 0, -1, ... backwards from the row). It is
+    rounded to `position_type`; its product with the slope in FP32 is rounded to `product_type`;
+    score + product is rounded to `sum_type`.
+    """
+
+    name = "speq.position_bias"
+
+    origin: StringAttr
+    slopes: DenseArrayBase
+    position_type: AnyFloat
+    product_type: AnyFloat
+    sum_type: AnyFloat
+
+    def __init__(
+        self,
+        origin: BiasOrigin,
+        slopes: Sequence[float],
+        position_type: AnyFloat,
+        product_type: AnyFloat,
+        sum_type: AnyFloat,
+    ):
+        super().__init__(
+            StringAttr(origin),
+            DenseArrayBase.from_list(f32, list(slopes)),
+            position_type,
+            product_type,
+            sum_type,
+        )
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """The slopes of the query heads."""
+        return float_values(self.slopes)
+
+    @classmethod
+    def parse_parameters(cls, parser: AttrParser) -> list[Attribute]:
+        """Parse `<start, array<f32: 0.5, 0.25>, f32, f16, f16>`."""
+        with parser.in_angle_brackets():
+            parameters: list[Attribute] = [StringAttr(parser.parse_str_enum(BiasOrigin))]
+            for _ in range(4):
+                parser.parse_punctuation(",")
+                parameters.append(parser.parse_attribute())
+        return parameters
+
+    def print_parameters(self, printer: Printer) -> None:
+        """Print `<start, array<f32: 0.5, 0.25>, f32, f16, f16>`."""
+        types = (self.position_type, self.product_type, self.sum_type)
+        printer.print_string(f"<{self.origin.data}")
+        for parameter in (self.slopes, *types):
+            printer.print_string(", ")
+            printer.print_attribute(parameter)
+        printer.print_string(">")
+
+    def verify(self) -> None:
+        """Check the element type of the slopes and the types that are rounded to."""
+        if self.slopes.elt_type != f32:
+            raise VerifyException(f"slopes must be f32, got {self.slopes.elt_type}")
+        for type in (self.position_type, self.product_type, self.sum_type):
+            if not isinstance(type, Float16Type | Float32Type):
+                raise VerifyException(f"a position bias is computed in f16 and f32, not in {type}")
+
+
+def float_values(array: DenseArrayBase) -> tuple[float, ...]:
+    """The numbers of an array attribute of floats."""
+    return tuple(float(value) for value in array.elt_type.unpack(array.data.data, len(array)))
+
+
 class AttentionBase(IRDLOperation, ABC):
-    """What attention means at every level: its cache, rounding points and window."""
+    """What attention means at every level: its cache, rounding points and window.
+
+    A row's scores, over the positions t that it sees:
+
+    1. q.k in FP32 over ascending d, rounded to `score_type`;
+    2. times `score_scale`, or divided by `score_divisor`; `softcap` * tanh(score / `softcap`): each
+       operation rounded to the type that its attribute has;
+    3. plus `position_bias`, rounded as it says; with `scale_behind_bias` the scale of 2 comes here;
+    4. rounded to `softmax_type`, where there is one.
+
+    The softmax is FP32: maximum, exp(score - maximum), their sum over ascending t, quotient. With
+    `sinks`, one more score for each query head stands behind the last position; its probability is
+    dropped. Probabilities are rounded to `probability_type`; p.v is FP32 over ascending t, rounded
+    to the result's type. `window`: a row sees only the last `window` positions, itself included.
+    """
 
     cache = prop_def(FlatSymbolRefAttrConstr)
     score_type = prop_def(FLOAT)
     probability_type = prop_def(FLOAT)
     score_scale = opt_prop_def(FloatAttr)
+    score_divisor = opt_prop_def(FloatAttr)
     softcap = opt_prop_def(FloatAttr)
+    position_bias = opt_prop_def(PositionBiasAttr)
+    scale_behind_bias = opt_prop_def(UnitAttr)
+    softmax_type = opt_prop_def(FLOAT)
+    sinks = opt_prop_def(DenseArrayBase)
     window = opt_prop_def(IntegerAttr[I64])
+
+    def verify_scores(self, heads: int) -> None:
+        """Raise unless the attributes of the scores of `heads` query heads agree."""
+        if self.score_scale is not None and self.score_divisor is not None:
+            raise VerifyException("scores have either a scale or a divisor, not both")
+        scaling = [a for a in (self.score_scale, self.score_divisor, self.softcap) if a is not None]
+        if len({a.type for a in scaling}) > 1:
+            raise VerifyException("scale and soft cap must have one type")
+        if any(not is_widening(self.score_type, a.type) for a in scaling):
+            raise VerifyException(f"{self.score_type} scores are scaled in {scaling[0].type}")
+        if self.position_bias is not None and len(self.position_bias.values) != heads:
+            slopes = len(self.position_bias.values)
+            raise VerifyException(f"{heads} query heads need as many slopes, got {slopes}")
+        if self.scale_behind_bias is not None and (
+            self.position_bias is None or self.softcap is not None or not scaling
+        ):
+            raise VerifyException("scale_behind_bias needs a bias and a scale, and no soft cap")
+        if self.sinks is not None and (len(self.sinks) != heads or self.sinks.elt_type != f32):
+            raise VerifyException(f"sinks must be {heads} numbers in f32")
+
+
+def is_widening(narrow: Attribute, wide: Attribute) -> bool:
+    """Whether every number of type `narrow`, f16 or f32, is one of type `wide`."""
+    return narrow == wide or (isinstance(narrow, Float16Type) and isinstance(wide, Float32Type))
 
 
 @irdl_op_definition
@@ -495,11 +659,8 @@ class AttentionOp(AttentionBase):
     """Causal attention of M new rows over a cache and the new rows themselves.
 
     `query` [1, H, M, D], `key` [1, KV, M, D], `value` [1, KV, M, E] -> [1, H, M, E]; query head h
-    reads cache head h // (H / KV). Row m sees positions t <= length + m, with `window` only the
-    last `window` of them. Rounding points as in the source graph: q.k in FP32 over ascending d,
-    rounded to `score_type`; times `score_scale`; `softcap` * tanh(score / softcap); softmax in
-    FP32 over ascending t, rounded to `probability_type`; p.v in FP32 over ascending t, rounded to
-    the result's type.
+    reads cache head h // (H / KV). Row m sees positions t <= length + m. Rounding points as in the
+    source graph; `AttentionBase` has them all.
     """
 
     name = "speq.attention"
@@ -526,7 +687,12 @@ class AttentionOp(AttentionBase):
         score_type: AnyFloat,
         probability_type: AnyFloat,
         score_scale: FloatAttr | None = None,
+        score_divisor: FloatAttr | None = None,
         softcap: FloatAttr | None = None,
+        position_bias: PositionBiasAttr | None = None,
+        scale_behind_bias: bool = False,
+        softmax_type: AnyFloat | None = None,
+        sinks: Sequence[float] | None = None,
         window: int | None = None,
     ):
         super().__init__(
@@ -536,17 +702,22 @@ class AttentionOp(AttentionBase):
                 "score_type": score_type,
                 "probability_type": probability_type,
                 "score_scale": score_scale,
+                "score_divisor": score_divisor,
                 "softcap": softcap,
+                "position_bias": position_bias,
+                "scale_behind_bias": UnitAttr() if scale_behind_bias else None,
+                "softmax_type": softmax_type,
+                "sinks": None if sinks is None else DenseArrayBase.from_list(f32, list(sinks)),
                 "window": None if window is None else IntegerAttr(window, i64),
             },
             result_types=[result_type],
         )
 
     def verify_(self) -> None:
-        """Check heads and head sizes."""
-        verify_attention(
-            *tensor_types(self.query, self.key, self.value, self.result),
-        )
+        """Check heads, head sizes, and what is done to the scores."""
+        types = tensor_types(self.query, self.key, self.value, self.result)
+        verify_attention(*types)
+        self.verify_scores(types[0].get_shape()[1])
 
 
 def verify_attention(
@@ -843,5 +1014,5 @@ Speq = Dialect(
         EmitOp,
         YieldOp,
     ],
-    [ViewAttr, ViewType],
+    [PositionBiasAttr, ViewAttr, ViewType],
 )

@@ -10,7 +10,7 @@ from xdsl.ir import Operation, SSAValue
 from speqc.dialects.onnx import OnnxOp
 from speqc.passes.attention_layout import CacheRead, cache_reads, is_grouped_query, on_new_rows
 from speqc.passes.building import Builder
-from speqc.passes.matching import fail, producer, shape
+from speqc.passes.matching import ANY, fail, producer, shape
 from speqc.passes.probe import opset_of
 from speqc.passes.step_samples import cache_pairs, step_arguments, tokens_argument
 
@@ -61,9 +61,15 @@ class Caches:
         """
         read = self._read(op, value, transposed)
         if read is None:
-            return None
+            return self._turned(value, builder) if transposed else None
         rows = self.new_rows[read.root] if self._pairs else read.root
         return on_new_rows(builder, rows, read.elementwise)
+
+    def _turned(self, value: SSAValue, builder: Builder) -> SSAValue | None:
+        """In a graph without caches: the rows of keys that were never rows, [1, H, D, M]."""
+        if self._pairs or len(shape(value)) != 4 or shape(value)[-1] != ANY:
+            return None
+        return builder.transpose(value, (0, 1, 3, 2))
 
     def _read(self, op: Operation, value: SSAValue, transposed: bool) -> CacheRead | None:
         if not self._pairs:

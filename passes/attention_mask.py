@@ -1,18 +1,20 @@
-"""What an attention's masks admit, found by evaluating them for several lengths.
+"""What an attention's masks admit and add, found by evaluating them for several lengths.
 
-A mask depends on nothing but the number of new tokens, the number of past positions, and (in a
-batch of one, without padding) a row of ones. So its subgraph, whoever wrote it, can be run.
+A mask or a position bias depends on nothing but the number of new tokens, the number of past
+positions, and (in a batch of one, without padding) a row of ones. So its subgraph, whoever wrote
+it, can be run.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from xdsl.ir import Operation, SSAValue
 
-from speqc.passes.attention_scores import LOWEST, Mask
-from speqc.passes.matching import element_type, fail
+from speqc.passes.attention_bias import Bias, BiasSample, find_bias
+from speqc.passes.attention_scores import Mask
+from speqc.passes.matching import fail
 from speqc.passes.probe import Probe
 from speqc.passes.step_samples import StepSampler
 
@@ -22,11 +24,28 @@ ROWS, PASTS = (1, 2, 5, 16), (0, 1, 7, 33)
 SHORT_STEP = (2, 3)
 """(rows, past) of the step that tells whether a value depends on lengths alone."""
 
-LONG_PASTS = (65_535, 1_023, 255)
+LONG_PASTS = (65_535, 1_023, 255, 63)
 """Pasts that no sliding window reaches over; the shorter ones for graphs with a fixed context."""
 
-LONG_ROWS = (4_200, 1_023, 255)
+LONG_ROWS = (4_200, 1_023, 255, 64)
 """As many new tokens, for graphs without caches: a longer window can't be told from none there."""
+
+
+CEILING = -65504.0 / 16
+"""So low that a score below it has no weight: FP16's lowest over the scale of heads of 256."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Which positions rows see, and what is added to their scores.
+
+    `window` is the length of the sliding window, None without one. `bias` is added by the mask at
+    the place `adding` among those that were read.
+    """
+
+    window: int | None
+    bias: Bias | None = None
+    adding: int | None = None
 
 
 @dataclass
@@ -35,7 +54,7 @@ class MaskReader:
 
     sampler: StepSampler
     _probes: dict[tuple[int, int], Probe] = field(default_factory=dict)
-    _windows: dict[tuple, int | None] = field(default_factory=dict)
+    _seen: dict[tuple, Seen] = field(default_factory=dict)
 
     def known(self, value: SSAValue) -> bool:
         """Whether `value` depends on nothing but lengths, mask and positions."""
@@ -50,30 +69,78 @@ class MaskReader:
                 return False
         return True
 
-    def window(self, op: Operation, masks: tuple[Mask, ...], *, causal: bool = False) -> int | None:
-        """The length of the sliding window that masks leave; None if they are just causal.
+    def read(self, op: Operation, masks: tuple[Mask, ...], *, causal: bool = False) -> Seen:
+        """What masks leave visible, and which of them adds a position bias.
 
         `causal`: op itself sees no later positions, whatever the masks say.
 
         Raises:
-            SpeqcError: they are neither.
+            SpeqcError: they are neither causal nor causal with a window, or add something else.
         """
         if not masks and not causal:
             raise fail(op, "attention without a mask is not causal")
-        key = (causal, *((mask.value, mask.admits, mask.replacement) for mask in masks))
-        if key not in self._windows:
-            self._windows[key] = self._find_window(op, masks, causal)
-        return self._windows[key]
+        marks = ((mask.value, mask.admits, mask.replacement, mask.factor) for mask in masks)
+        key = (causal, *marks)
+        if key not in self._seen:
+            adding = self._adding(masks, causal)
+            bias = None if adding is None else self._bias(masks, adding, causal)
+            seen = Seen(None, bias, adding)
+            self._seen[key] = replace(seen, window=self._window(op, masks, causal, seen))
+        return self._seen[key]
 
-    def _find_window(self, op: Operation, masks: tuple[Mask, ...], is_causal: bool) -> int | None:
+    def _adding(self, masks: tuple[Mask, ...], is_causal: bool) -> int | None:
+        """The place of the mask that changes scores which it admits, None if none does."""
+        found = [
+            place
+            for place, mask in enumerate(masks)
+            if mask.admits is None
+            and any(self._adds(mask, masks, *step, is_causal) for step in self._steps())
+        ]
+        if len(found) > 1:
+            raise fail(masks[found[-1]].op, "two position biases are added to attention scores")
+        return found[0] if found else None
+
+    def _adds(
+        self, mask: Mask, masks: tuple[Mask, ...], rows: int, past: int, is_causal: bool
+    ) -> bool:
+        """Whether a mask changes a score, in one step, that no mask hides."""
+        changed = self._value(mask, rows, past) != 0
+        return bool((changed & self._roughly_seen(masks, rows, past, is_causal)).any())
+
+    def _bias(self, masks: tuple[Mask, ...], adding: int, is_causal: bool) -> Bias:
+        """The position bias that a mask adds; SpeqcError if it adds something else."""
+        samples = [
+            BiasSample(
+                past,
+                self._value(masks[adding], rows, past).astype(np.float32),
+                self._roughly_seen(masks, rows, past, is_causal),
+            )
+            for rows, past in (*self._steps(), self._long_step(*(mask.value for mask in masks)))
+        ]
+        # A bias at a far position may be as low as a mask: a first bias tells them apart.
+        bias = find_bias(samples[:-1])
+        if bias is not None:
+            bias = find_bias([_with_far_positions(sample, bias) for sample in samples])
+        if bias is None:
+            raise fail(
+                masks[adding].op,
+                "numbers other than 0, a large negative one, and a slope for each head times the "
+                "position of the key or its distance are added to attention scores",
+            )
+        return bias
+
+    def _window(
+        self, op: Operation, masks: tuple[Mask, ...], is_causal: bool, found: Seen
+    ) -> int | None:
+        """The length of the window; SpeqcError if masks are neither causal nor that with one."""
         rows, past = long = self._long_step(*(mask.value for mask in masks))
-        admitted = int(self._admitted(masks, rows, past, is_causal)[-1].sum())
+        admitted = int(self._admitted(masks, rows, past, is_causal, found)[-1].sum())
         window = admitted if admitted < rows + past else None
         steps = [*self._steps(), long]
         if window is not None and self.sampler.has_caches:
             steps += [(1, window - 1), (2, max(window - 2, 0)), (5, window)]
         for rows, past in steps:
-            seen = self._admitted(masks, rows, past, is_causal)
+            seen = self._admitted(masks, rows, past, is_causal, found)
             if not np.array_equal(seen, causal_mask(rows, past, window)):
                 raise fail(
                     masks[-1].op if masks else op,
@@ -89,9 +156,14 @@ class MaskReader:
         else:
             steps = [(rows, 0) for rows in LONG_ROWS]
         for step in steps:
-            if all(self._probe(*step).value(value) is not None for value in values):
+            if all(self._reaches(value, *step) for value in values):
                 return step
         return steps[-1]
+
+    def _reaches(self, value: SSAValue, rows: int, past: int) -> bool:
+        """Whether a mask can be evaluated for a step, and covers all its positions."""
+        found = self._probe(rows, past).value(value)
+        return found is not None and (found.ndim == 0 or found.shape[-1] in (1, past + rows))
 
     def is_length(self, value: SSAValue, fewer: int) -> bool:
         """Whether all elements of `value` are past + rows - `fewer` in every step."""
@@ -102,23 +174,53 @@ class MaskReader:
         return True
 
     def _admitted(
-        self, masks: tuple[Mask, ...], rows: int, past: int, is_causal: bool
+        self, masks: tuple[Mask, ...], rows: int, past: int, is_causal: bool, found: Seen
     ) -> NDArray[np.bool_]:
         """bool[rows, past + rows]: which positions each row sees."""
-        admitted = np.ones((rows, past + rows), np.bool_)
-        if is_causal:
-            admitted &= causal_mask(rows, past, None)
-        for mask in masks:
-            value = self._probe(rows, past).value(mask.value)
-            if value is None:
-                raise fail(
-                    mask.op, f"the mask can't be computed for {rows} tokens behind {past} positions"
-                )
-            shown = _shown(mask, value)
-            if shown.size != shown.shape[-1] * (shown.shape[-2] if shown.ndim > 1 else 1):
+        causal = causal_mask(rows, past, None)
+        admitted = causal[None] if is_causal else np.ones_like(causal)[None]
+        for place, mask in enumerate(masks):
+            value = self._value(mask, rows, past)
+            if found.bias is not None and place == found.adding:
+                # Equal but for the sign of zero, which no softmax shows.
+                shown = (value == found.bias.values(rows, past)) | ~(causal | _hides(mask, value))
+            else:
+                shown = _shown(mask, value)
+            if (shown != shown[:1]).any():
                 raise fail(mask.op, "the mask differs between heads")
-            admitted &= shown.reshape(shown.shape[-2:])
-        return admitted
+            admitted = admitted & shown[:1]
+        return admitted[0]
+
+    def _roughly_seen(
+        self, masks: tuple[Mask, ...], rows: int, past: int, is_causal: bool
+    ) -> NDArray[np.bool_]:
+        """bool[H, rows, past + rows]: where no mask puts a large negative number."""
+        seen = np.ones((1, rows, past + rows), np.bool_)
+        if is_causal:
+            seen = seen & causal_mask(rows, past, None)
+        for mask in masks:
+            value = self._value(mask, rows, past)
+            seen = seen & (~_hides(mask, value) if mask.admits is None else _shown(mask, value))
+        return seen
+
+    def _value(self, mask: Mask, rows: int, past: int) -> NDArray:
+        """A mask's value in a step, [H, rows, past + rows], with one head if all have the same."""
+        value = self._probe(rows, past).value(mask.value)
+        if value is None:
+            reason = f"can't be computed for {rows} tokens behind {past} positions"
+            if not self.known(mask.value):
+                reason = "stands in a table of the file, not in operations that compute it"
+            raise fail(mask.op, f"what masks or biases the attention scores {reason}")
+        sizes = (1, rows, past + rows)
+        if value.ndim > 3:
+            value = value.reshape(value.shape[-3:]) if set(value.shape[:-3]) == {1} else value
+        try:
+            return np.broadcast_to(value, np.broadcast_shapes(value.shape, sizes))
+        except ValueError:
+            shape = "x".join(map(str, value.shape))
+            raise fail(
+                mask.op, f"a mask of {shape} does not fit {rows} tokens behind {past} positions"
+            ) from None
 
     def _probe(self, rows: int, past: int) -> Probe:
         if (rows, past) not in self._probes:
@@ -138,27 +240,25 @@ def causal_mask(rows: int, past: int, window: int | None) -> NDArray[np.bool_]:
 
 
 def _shown(mask: Mask, value: NDArray) -> NDArray[np.bool_]:
-    """Where a mask leaves scores as they are."""
+    """Where a mask without a bias leaves scores as they are."""
     if mask.admits is None:
-        return _unchanged(mask, value)
-    if mask.replacement is None or mask.replacement > _ceiling(mask):
+        return value == 0
+    if mask.replacement is None or mask.replacement * mask.factor > CEILING:
         raise fail(
             mask.op, "masked scores are replaced by something other than a large negative number"
         )
     return value == mask.admits
 
 
-def _unchanged(mask: Mask, value: NDArray) -> NDArray[np.bool_]:
-    shown = value == 0
-    if (value[~shown] > _ceiling(mask)).any():
-        raise fail(
-            mask.op,
-            "numbers other than 0 and a large negative one are added to attention scores "
-            "(position biases such as ALiBi are not supported)",
-        )
-    return shown
+def _hides(mask: Mask, value: NDArray) -> NDArray[np.bool_]:
+    """Where a number that is added leaves a score no weight."""
+    with np.errstate(over="ignore"):
+        return value.astype(np.float32) * np.float32(mask.factor) <= CEILING
 
 
-def _ceiling(mask: Mask) -> float:
-    """A number so low that a score below it has no weight: half of the type's lowest."""
-    return LOWEST[element_type(mask.op.results[0])] / 2
+def _with_far_positions(sample: BiasSample, bias: Bias) -> BiasSample:
+    """A sample in which positions with about the number that a bias has there are seen."""
+    values = bias.values(sample.values.shape[1], sample.past)
+    with np.errstate(invalid="ignore"):
+        close = np.abs(sample.values - values) <= np.abs(values) / 128
+    return BiasSample(sample.past, sample.values, sample.seen | (close & np.isfinite(values)))

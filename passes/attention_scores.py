@@ -1,8 +1,8 @@
 """Reading an exporter's attention: from its softmax up to q.k, and down to p.v.
 
-Between the two products stand a scale, a soft cap, masks, casts, and after the softmax a
-replacement of NaN in rows without any admitted position (there are none: a token always sees
-itself). What of this `speq.attention` can't say is an error.
+Between the two products stand a scale, a soft cap, masks, position biases, casts, and after the
+softmax a replacement of NaN in rows without any admitted position (there are none: a token always
+sees itself). What of this `speq.attention` can't say is an error.
 """
 
 from collections.abc import Callable
@@ -35,27 +35,58 @@ Known = Callable[[SSAValue], bool]
 
 @dataclass(frozen=True)
 class Mask:
-    """One mask on the scores.
+    """One mask on the scores, or a position bias, or both in one.
 
     Where `value` equals `admits` a score is kept, elsewhere it becomes `replacement`; without
-    `admits`, `value` is added to the scores.
+    `admits`, `value` is added to the scores. Behind it, scores are scaled with `factor`.
     """
 
     op: Operation
     value: SSAValue
     admits: bool | None = None
     replacement: float | None = None
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Scores are multiplied with `number`, or divided by it, and rounded to `type`."""
+
+    op: Operation
+    number: float
+    divides: bool
+    type: AnyFloat
+
+    @property
+    def factor(self) -> float:
+        """What a score is multiplied with, but for the rounding."""
+        return 1 / self.number if self.divides else self.number
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The product of queries and keys, and what is done with it before the softmax."""
+    """The product of queries and keys, and what is done with it before the softmax.
+
+    `scaling` comes before `softcap`. `rounding` is a cast to FP16 behind all arithmetic, None if
+    there is none.
+    """
 
     product: Operation
     type: AnyFloat
-    scale: float | None
-    softcap: float | None
+    scaling: Scaling | None
+    softcap: Scaling | None
     masks: tuple[Mask, ...]
+    rounding: Operation | None
+
+    def is_scaled_behind(self, bias: Operation) -> bool:
+        """Whether scores are scaled behind the addition of a position bias.
+
+        Raises:
+            SpeqcError: the bias is added to scores that are rounded once more.
+        """
+        if self.rounding is not None and self.rounding.is_before_in_block(bias):
+            raise fail(bias, "a position bias is added behind a rounding of the scores to f16")
+        return self.scaling is not None and bias.is_before_in_block(self.scaling.op)
 
 
 @dataclass(frozen=True)
@@ -90,9 +121,13 @@ def read_scores(softmax: Operation, known: Known) -> Scores | None:
     if isinstance(op, Block) or any(is_weight(operand) for operand in op.operands):
         return None
     type = float_type(op, op.results[0])
-    _check_order(steps, type)
-    scale, softcap = _scale_and_softcap([step for step in steps if step[0].name in SCALING])
-    return Scores(op, type, scale, softcap, tuple(_masks(steps)))
+    while steps and _is_cast(steps[0][0]):
+        # The sum is FP32 whatever its type, so that a cast behind it rounds it once.
+        rounds = isinstance(element_type(steps.pop(0)[0].results[0]), Float16Type)
+        type = Float16Type() if rounds else type
+    rounding = _check_order(steps)
+    scaling, softcap = _scale_and_softcap([step for step in steps if step[0].name in SCALING])
+    return Scores(op, type, scaling, softcap, tuple(_masks(steps, scaling)), rounding)
 
 
 def read_output(softmax: Operation) -> Output | None:
@@ -130,7 +165,22 @@ def _source(op: Operation, known: Known) -> SSAValue | None:
         case _:
             return None
     unknown = [operand for operand in candidates if not known(operand)]
+    if len(unknown) > 1:
+        unknown = [operand for operand in unknown if not _is_of_table(operand, known)]
     return unknown[0] if len(unknown) == 1 else None
+
+
+def _is_of_table(value: SSAValue, known: Known) -> bool:
+    """Whether `value` depends on nothing but what is known and tensors of the file."""
+    pending, visited = [value], {value}
+    while pending:
+        owner = pending.pop().owner
+        if isinstance(owner, Block):
+            return False
+        new = [operand for operand in owner.operands if operand not in visited]
+        visited.update(new)
+        pending += [operand for operand in new if not known(operand)]
+    return True
 
 
 def _keeps_heads(op: Operation) -> bool:
@@ -139,48 +189,62 @@ def _keeps_heads(op: Operation) -> bool:
     return before[-3:] == after[-3:] and {*before[:-3], *after[:-3]} <= {1}
 
 
-def _check_order(steps: list[tuple[Operation, SSAValue]], type: AnyFloat) -> None:
-    """Raise SpeqcError where scores are rounded otherwise than `speq.attention` rounds them."""
-    masked = False
+def _is_cast(op: Operation) -> bool:
+    """Whether `op` is a cast to a type that attention computes in."""
+    return op.name == "onnx.Cast" and element_type(op.results[0]) in LOWEST
+
+
+def _check_order(steps: list[tuple[Operation, SSAValue]]) -> Operation | None:
+    """The cast that rounds scores behind all arithmetic on them, None if there is none.
+
+    Raises:
+        SpeqcError: scores are rounded otherwise than `speq.attention` rounds them.
+    """
+    masked, rounding = False, None
     for op, source in steps:
+        result = float_type(op, op.results[0])
         masked = masked or op.name in ("onnx.Add", "onnx.Where")
-        result = element_type(op.results[0])
-        if op.name == "onnx.Cast" and result != element_type(source):
-            if not isinstance(result, Float32Type):
-                raise fail(op, f"scores are rounded to {result} before the softmax")
-        elif op.name == "onnx.Max":
+        if op.name == "onnx.Tanh" and masked:
+            raise fail(op, "scores are soft-capped behind their mask")
+        if op.name in SCALING and rounding is not None:
+            raise fail(op, "scores are scaled behind a rounding to f16")
+        if op.name == "onnx.Max":
             limit = constant_scalar(other_operand(op, source))
             if limit is None or limit > LOWEST.get(result, limit):
                 raise fail(op, "scores are clipped from below")
-        elif op.name in SCALING and masked:
-            raise fail(op, "scores are scaled behind their mask")
-        elif op.name in SCALING and result != type:
-            raise fail(op, f"scores are scaled in {result}, but q.k is rounded to {type}")
+        if _is_cast(op) and element_type(source) != result and isinstance(result, Float16Type):
+            rounding = op
+    return rounding
 
 
 def _scale_and_softcap(
     steps: list[tuple[Operation, SSAValue]],
-) -> tuple[float | None, float | None]:
-    """The factor and the soft cap of scores, from the multiplications, divisions and the tanh."""
+) -> tuple[Scaling | None, Scaling | None]:
+    """Factor or divisor, and soft cap of scores, from multiplications, divisions and the tanh."""
     names = [op.name.removeprefix("onnx.") for op, _ in steps]
     softcap = None
     if names[-3:] == ["Div", "Tanh", "Mul"]:
         first, last = (_constant(*steps[index]) for index in (-3, -1))
         if first != last:
             raise fail(steps[-1][0], f"a soft cap divides by {first} but multiplies with {last}")
-        softcap = first
+        op = steps[-3][0]
+        softcap = Scaling(op, first, False, float_type(op, op.results[0]))
         del steps[-3:]
     if not steps:
         return None, softcap
     op, source = steps[-1]
     if len(steps) > 1 or op.name == "onnx.Tanh":
         raise fail(op, f"scores go through {', '.join(names)}, which is no scale and soft cap")
-    factor = _constant(op, source)
-    if op.name == "onnx.Mul":
-        return factor, softcap
-    if frexp(factor)[0] != 0.5:
-        raise fail(op, f"scores are divided by {factor}, whose reciprocal is not exact")
-    return 1 / factor, softcap
+    type = float_type(op, op.results[0])
+    if softcap is not None and softcap.type != type:
+        raise fail(softcap.op, f"scores are scaled in {type} but soft-capped in {softcap.type}")
+    number, divides = _constant(op, source), op.name == "onnx.Div"
+    if number <= 0:
+        raise fail(op, f"scores are scaled by {number}, which is not above 0")
+    if divides and frexp(number)[0] == 0.5:
+        # A power of two: its reciprocal is exact, and so is the product.
+        number, divides = 1 / number, False
+    return Scaling(op, number, divides, type), softcap
 
 
 def _constant(op: Operation, source: SSAValue) -> float:
@@ -191,15 +255,18 @@ def _constant(op: Operation, source: SSAValue) -> float:
     return factor
 
 
-def _masks(steps: list[tuple[Operation, SSAValue]]) -> list[Mask]:
+def _masks(steps: list[tuple[Operation, SSAValue]], scaling: Scaling | None) -> list[Mask]:
     masks = []
+    factor = 1.0 if scaling is None else scaling.factor
     for op, source in steps:
-        if op.name == "onnx.Add":
-            masks.append(Mask(op, other_operand(op, source)))
+        if scaling is not None and op is scaling.op:
+            factor = 1.0
+        elif op.name == "onnx.Add":
+            masks.append(Mask(op, other_operand(op, source), factor=factor))
         elif op.name == "onnx.Where":
             admits = source is op.operands[1]
             replacement = constant_scalar(op.operands[2 if admits else 1])
-            masks.append(Mask(op, op.operands[0], admits, replacement))
+            masks.append(Mask(op, op.operands[0], admits, replacement, factor))
     return masks
 
 

@@ -26,6 +26,14 @@ def read_softmax(softmax: Operation, masks: MaskReader, caches: Caches) -> Atten
     if key is None or value is None:
         return None
     query = scores.product.operands[0]
+    seen = masks.read(softmax, scores.masks)
+    scaling, softcap = scores.scaling, scores.softcap
+    bias, behind = None, False
+    if seen.bias is not None and seen.adding is not None:
+        adds = scores.masks[seen.adding].op
+        behind = scores.is_scaled_behind(adds)
+        bias = seen.bias.attribute(float_type(adds, adds.results[0]), shape(query)[-3])
+    rounding = scores.rounding
     return AttentionForm(
         last=output.product,
         query=builder.reshape(query, (1, *shape(query)[-3:])),
@@ -34,7 +42,12 @@ def read_softmax(softmax: Operation, masks: MaskReader, caches: Caches) -> Atten
         result_type=float_type(output.product, output.product.results[0]),
         score_type=scores.type,
         probability_type=output.probability_type,
-        scale=scores.scale,
-        softcap=scores.softcap,
-        window=masks.window(softmax, scores.masks),
+        scale=None if scaling is None else scaling.number,
+        softcap=None if softcap is None else softcap.number,
+        window=seen.window,
+        divides=scaling is not None and scaling.divides,
+        scale_type=next((step.type for step in (scaling, softcap) if step is not None), None),
+        bias=bias,
+        scale_behind_bias=behind,
+        softmax_type=None if rounding is None else float_type(rounding, rounding.results[0]),
     )

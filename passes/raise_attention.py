@@ -76,8 +76,13 @@ class _Raiser:
             tensor_type(form.result_type, (1, heads, ANY, width)),
             score_type=form.score_type,
             probability_type=form.probability_type,
-            score_scale=None if form.scale is None else FloatAttr(form.scale, form.score_type),
-            softcap=None if form.softcap is None else FloatAttr(form.softcap, form.score_type),
+            score_scale=None if form.divides else _number(form.scale, form),
+            score_divisor=_number(form.scale, form) if form.divides else None,
+            softcap=_number(form.softcap, form),
+            position_bias=form.bias,
+            scale_behind_bias=form.scale_behind_bias,
+            softmax_type=form.softmax_type,
+            sinks=form.sinks,
             window=form.window,
         )
         builder.add(attention)
@@ -90,12 +95,20 @@ class _Raiser:
         if element_type(form.key) != element_type(form.value):
             types = f"keys are {element_type(form.key)}, values {element_type(form.value)}"
             raise fail(form.last, f"{types}; a cache holds one type")
+        if shape(form.key)[1] != shape(form.value)[1]:
+            heads = f"keys have {shape(form.key)[1]} heads, values {shape(form.value)[1]}"
+            raise fail(form.last, f"{heads}; a cache has as many of both")
         name = f"kv{self.layers}"
         self.layers += 1
         (_, heads, _, key_dim), (_, _, _, value_dim) = shape(form.key), shape(form.value)
         cache = CacheOp(name, heads, key_dim, value_dim, float_type(form.last, form.key))
         Rewriter.insert_op(cache, InsertPoint.before(self.function))
         return name
+
+
+def _number(number: float | None, form: AttentionForm) -> FloatAttr | None:
+    """A number that scores are scaled or capped with, in the type that the result is rounded to."""
+    return None if number is None else FloatAttr(number, form.scale_type or form.score_type)
 
 
 def _drop_idle_replacements(function: FuncOp, masks: MaskReader) -> None:

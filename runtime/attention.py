@@ -2,10 +2,12 @@
 
 For each query head and each row m (position past + m), over the positions t it sees:
 
-1. scores: q . k in FP32, ascending d, rounded to `score_dtype`; times `score_scale`, rounded;
-   soft-capped, c * tanh(s / c), rounded after each of its three operations;
+1. scores: q . k in FP32, ascending d, rounded to `score_dtype`; times `score_scale`, or divided by
+   `score_divisor`; soft-capped, c * tanh(s / c); each of these operations rounded to
+   `scale_dtype`; plus the position bias, rounded to its `sum_dtype`;
 2. softmax: scores rounded to `softmax_dtype`; in FP32 the maximum, exp(s - maximum), their sum in
-   ascending t, and each quotient; rounded to `softmax_dtype`, then to `prob_dtype`;
+   ascending t, and each quotient; rounded to `prob_dtype`. A sink is one more score, behind the
+   last position, whose probability is dropped;
 3. output: p . v in FP32, ascending t, rounded to `out_dtype`.
 
 Masked positions are never read, so they do nothing to the bits, whatever they hold. A row's result
@@ -13,6 +15,7 @@ does not depend on the number of rows. `reference_kernels.attention` says the sa
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,18 +31,56 @@ FloatArray = NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
+class PositionBias:
+    """A slope for each query head times a position, added to the scores; dtypes float16 or float32.
+
+    Attributes:
+        slopes: one for each query head, as float32 holds it.
+        from_row: the position of key t counts from the row's own, t - (past + m), not from 0.
+        position_dtype: dtype that the position is rounded to.
+        product_dtype: dtype that slope * position, in FP32, is rounded to.
+        sum_dtype: dtype that score + bias is rounded to.
+    """
+
+    slopes: tuple[float, ...]
+    from_row: bool = False
+    position_dtype: DTypeLike = np.float32
+    product_dtype: DTypeLike = np.float16
+    sum_dtype: DTypeLike = np.float16
+
+    def table(self, count: int) -> NDArray[np.float32]:
+        """The biases [H, count] of positions 0, 1, ..., or of 0, -1, ... counted from the row."""
+        positions = np.arange(count, dtype=np.float32) * np.float32(-1 if self.from_row else 1)
+        slopes = np.array(self.slopes, np.float32)[:, None]
+        with np.errstate(over="ignore"):
+            products = slopes * positions.astype(self.position_dtype).astype(np.float32)
+            return products.astype(self.product_dtype).astype(np.float32)
+
+
+@lru_cache(maxsize=16)
+def _bias_table(bias: PositionBias, count: int) -> NDArray[np.float32]:
+    """The table of a bias, once for all layers and steps that need as many positions."""
+    return bias.table(count)
+
+
+@dataclass(frozen=True)
 class AttentionSpec:
     """What an attention computes and where it rounds; every dtype is float16 or float32.
 
     Attributes:
-        score_scale: factor of the scores, as `score_dtype` holds it, or None if the graph has none
+        score_scale: factor of the scores, as `scale_dtype` holds it, or None if the graph has none
             (it may scale the queries and keys instead).
-        score_dtype: dtype of the scores.
-        softmax_dtype: dtype in which softmax takes its input and gives its output.
+        score_dtype: dtype of the sums q . k.
+        softmax_dtype: dtype that scores are rounded to before the softmax.
         prob_dtype: dtype of the probabilities that multiply the values.
         out_dtype: dtype of the result.
         window: row m sees positions past + m - window < t <= past + m; None: all up to past + m.
         softcap: bound c of the scores, c * tanh(s / c), or None.
+        score_divisor: what scores are divided by, in place of a factor, or None.
+        scale_dtype: dtype of scaling and soft cap; None: that of the scores.
+        bias: what is added to the scores by position, or None.
+        scale_behind_bias: scores are scaled behind the bias.
+        sinks: for each query head a score that joins the softmax behind the last position, or None.
     """
 
     score_scale: float | None = None
@@ -49,6 +90,11 @@ class AttentionSpec:
     out_dtype: DTypeLike = np.float16
     window: int | None = None
     softcap: float | None = None
+    score_divisor: float | None = None
+    scale_dtype: DTypeLike | None = None
+    bias: PositionBias | None = None
+    scale_behind_bias: bool = False
+    sinks: tuple[float, ...] | None = None
 
 
 class KVCache:
@@ -141,17 +187,56 @@ def _append(keys: Any, values: Any, key_panels: Any, value_panels: Any, length: 
 
 
 @njit(inline="always")
-def _adjust(row: NDArray[np.float32], scale: Any, cap: Any, scores_half: bool, half: bool) -> None:
-    """Turn the sums q . k of a row into scores, and these into softmax's input.
+def _scale(row: NDArray[np.float32], scale: Any, divides: bool, half: bool) -> None:
+    """Multiply a row with `scale`, or divide it."""
+    if divides:
+        for t in range(row.size):
+            row[t] = rounded(row[t] / scale, half)
+    elif scale != 1.0:
+        for t in range(row.size):
+            row[t] = rounded(row[t] * scale, half)
 
-    A `cap` of None stands for no soft cap. `half` is softmax's.
-    """
+
+@njit(inline="always")
+def _cap(row: NDArray[np.float32], cap: Any, half: bool) -> None:
+    """Bound a row softly."""
     for t in range(row.size):
-        score = rounded(rounded(row[t], scores_half) * scale, scores_half)
-        if cap is not None:
-            bounded = np.float32(tanh64(rounded(score / cap, scores_half)))
-            score = rounded(rounded(bounded, scores_half) * cap, scores_half)
-        row[t] = rounded(score, half)
+        bounded = np.float32(tanh64(rounded(row[t] / cap, half)))
+        row[t] = rounded(rounded(bounded, half) * cap, half)
+
+
+@njit(inline="always")
+def _adjust(
+    row: NDArray[np.float32],
+    first: int,
+    position: int,
+    scale: tuple[Any, bool, bool],
+    cap: Any,
+    biases: NDArray[np.float32],
+    from_row: bool,
+    halves: tuple[bool, ...],
+) -> None:
+    """Turn the sums q . k of a row into what its softmax takes.
+
+    The row begins at position `first` and belongs to a query at `position`. `scale` is the number,
+    whether it divides, and whether it comes behind the bias. A `cap` of None, and an empty row of
+    `biases`, stand for none. `halves` says what is FP16: sums, scaling, biased, softmax.
+    """
+    number, divides, behind = scale
+    for t in range(row.size):
+        row[t] = rounded(row[t], halves[0])
+    if not behind:
+        _scale(row, number, divides, halves[1])
+    if cap is not None:
+        _cap(row, cap, halves[1])
+    if biases.size:
+        for t in range(row.size):
+            place = position - first - t if from_row else first + t
+            row[t] = rounded(row[t] + biases[place], halves[2])
+    if behind:
+        _scale(row, number, divides, halves[1])
+    for t in range(row.size):
+        row[t] = rounded(row[t], halves[3])
 
 
 @njit(inline="always")
@@ -229,22 +314,27 @@ def _attend(
     past: int,
     window: int,
     value_width: int,
-    scale: Any,
+    scale: tuple[Any, bool, bool],
     cap: Any,
+    biases: NDArray[np.float32],
+    from_row: bool,
+    sinks: NDArray[np.float32],
     halves: tuple[bool, ...],
     progress: NDArray[np.int64],
 ) -> None:
     """Fill out[H, M, DV] for queries[H, M, D], both as bytes.
 
     `heads` is KV, `group` H / KV, `count` M and `value_width` DV; `halves` says what is FP16:
-    queries, scores, softmax, probabilities, result. The group * count rows that share a KV head
+    queries, result, probabilities, and what `_adjust` takes. `biases` [H, positions] and `sinks`
+    [H] may be empty. The group * count rows that share a KV head
     are cut into tiles: these are the pieces of work.
     """
     width = keys.shape[1]
     blocks, stored = values.shape[0] // heads, values.shape[1]
     tiles = (count * group + TILE_ROWS - 1) // TILE_ROWS
     tile_queries = np.empty((TILE_ROWS, width), np.float32)
-    scores = np.empty((TILE_ROWS, stored), np.float32)
+    # A block more than there are positions: a sink stands behind the last.
+    scores = np.empty((TILE_ROWS, stored + BLOCK), np.float32)
     sums = np.empty((TILE_ROWS, BLOCK), np.float32)
     low = np.empty(TILE_ROWS, np.int64)
     high = np.empty(TILE_ROWS, np.int64)
@@ -265,8 +355,13 @@ def _attend(
         _score(rows, tile_queries, keys, head * (stored // BLOCK), low, high, scores)
         for r in range(rows):
             row = scores[r, low[r] : high[r]]
-            _adjust(row, scale, cap, halves[1], halves[2])
-            softmax_in_place(row, halves[2] or halves[3])
+            query_head = head * group + (first + r) % group
+            of_head = biases[query_head]
+            _adjust(row, low[r], high[r] - 1, scale, cap, of_head, from_row, halves[3:])
+            if sinks.size:
+                row = scores[r, low[r] : high[r] + 1]
+                row[-1] = sinks[query_head]
+            softmax_in_place(row, halves[2])
         for block in range(blocks):
             place = (head * blocks + block) * stored * BLOCK
             _weigh(rows, scores, values, place, low, high, sums)
@@ -275,7 +370,7 @@ def _attend(
                 m, member = (first + r) // group, (first + r) % group
                 place = ((head * group + member) * count + m) * value_width + block * BLOCK
                 for c in range(columns):
-                    set_number(out, place + c, sums[r, c], halves[4])
+                    set_number(out, place + c, sums[r, c], halves[1])
         finish(progress)
     wait(progress, heads * tiles)
 
@@ -297,11 +392,11 @@ def attention(q: FloatArray, cache: KVCache, past: int, spec: AttentionSpec) -> 
         raise ValueError(f"queries {q.shape} do not fit a cache with {cache.keys.shape}")
     if past + count > cache.length:
         raise ValueError(f"cache holds {cache.length} positions, not {past + count}")
+    if spec.bias is not None and len(spec.bias.slopes) != heads:
+        raise ValueError(f"{len(spec.bias.slopes)} slopes do not fit {heads} query heads")
+    if spec.sinks is not None and len(spec.sinks) != heads:
+        raise ValueError(f"{len(spec.sinks)} sinks do not fit {heads} query heads")
     out = np.empty((heads, count, cache.value_dim), spec.out_dtype)
-    inner = [
-        np.dtype(dtype) == np.float16
-        for dtype in (spec.score_dtype, spec.softmax_dtype, spec.prob_dtype)
-    ]
     group = heads // cache.kv_heads
     arguments = (
         as_bytes(q),
@@ -314,11 +409,32 @@ def attention(q: FloatArray, cache: KVCache, past: int, spec: AttentionSpec) -> 
         past,
         past + count if spec.window is None else spec.window,
         cache.value_dim,
-        np.float32(1.0 if spec.score_scale is None else spec.score_scale),
+        _scaling(spec),
         None if spec.softcap is None else np.float32(spec.softcap),
-        (is_half(q), *inner, is_half(out)),
+        np.empty((heads, 0), np.float32)
+        if spec.bias is None
+        else _bias_table(spec.bias, cache.values.shape[2]),
+        spec.bias is not None and spec.bias.from_row,
+        np.array(spec.sinks or (), np.float32),
+        (is_half(q), is_half(out), *_halves(spec)),
     )
     pieces = cache.kv_heads * -(-count * group // TILE_ROWS)
     products = heads * count * (past + count) * (width + cache.value_dim)
     share(_attend, arguments, pieces, products)
     return out
+
+
+def _scaling(spec: AttentionSpec) -> tuple[np.float32, bool, bool]:
+    """The number that scores are scaled with, whether it divides, whether behind the bias."""
+    if spec.score_divisor is not None:
+        return np.float32(spec.score_divisor), True, spec.scale_behind_bias
+    scale = 1.0 if spec.score_scale is None else spec.score_scale
+    return np.float32(scale), False, spec.scale_behind_bias
+
+
+def _halves(spec: AttentionSpec) -> tuple[bool, ...]:
+    """What is FP16: probabilities, sums q . k, scaling, biased scores, the softmax's input."""
+    scale_dtype = spec.score_dtype if spec.scale_dtype is None else spec.scale_dtype
+    sum_dtype = np.float32 if spec.bias is None else spec.bias.sum_dtype
+    dtypes = spec.prob_dtype, spec.score_dtype, scale_dtype, sum_dtype, spec.softmax_dtype
+    return tuple(np.dtype(dtype) == np.float16 for dtype in dtypes)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from speqc.runtime.attention import AttentionSpec
+from speqc.runtime.attention import AttentionSpec, PositionBias
 from speqc.runtime.elementary import ERF_TERMS
 
 FloatArray = NDArray[np.floating[Any]]
@@ -99,21 +99,50 @@ def attention(
             key = keys[head // group, start:stop].astype(np.float32)
             value = values[head // group, start:stop].astype(np.float32)
             query = q[head, m : m + 1].astype(np.float32)
-            weights = _probabilities(product(query, key.T), spec)
+            weights = _probabilities(product(query, key.T), spec, head, start, past + m)
             out[head, m] = product(weights, value)[0]
     return out
 
 
-def _probabilities(sums: SingleArray, spec: AttentionSpec) -> SingleArray:
-    """Return the probabilities [1, T] for the sums q . k, rounded as `spec` says."""
+def _probabilities(
+    sums: SingleArray, spec: AttentionSpec, head: int, start: int, position: int
+) -> SingleArray:
+    """Return the probabilities [1, T] of a row at `position` for its sums q . k from `start` on."""
     scores = round_to(sums, spec.score_dtype)
-    if spec.score_scale is not None:
-        scores = round_to(scores * np.float32(spec.score_scale), spec.score_dtype)
+    if not spec.scale_behind_bias:
+        scores = _scaled(scores, spec)
     if spec.softcap is not None:
-        cap = np.float32(spec.softcap)
-        bounded = round_to(each(tanh, round_to(scores / cap, spec.score_dtype)), spec.score_dtype)
-        scores = round_to(bounded * cap, spec.score_dtype)
-    return round_to(softmax(scores.astype(spec.softmax_dtype)), spec.prob_dtype)
+        cap, dtype = np.float32(spec.softcap), spec.scale_dtype or spec.score_dtype
+        bounded = round_to(each(tanh, round_to(scores / cap, dtype)), dtype)
+        scores = round_to(bounded * cap, dtype)
+    if spec.bias is not None:
+        for i in range(scores.shape[1]):
+            biased = scores[:, i] + _position_bias(spec.bias, head, start + i, position)
+            scores[:, i] = round_to(biased, spec.bias.sum_dtype)
+    if spec.scale_behind_bias:
+        scores = _scaled(scores, spec)
+    scores = round_to(scores, spec.softmax_dtype)
+    if spec.sinks is None:
+        return round_to(softmax(scores), spec.prob_dtype)
+    sink = np.array([[spec.sinks[head]]], np.float32)
+    return round_to(softmax(np.concatenate([scores, sink], axis=1)), spec.prob_dtype)[:, :-1]
+
+
+def _scaled(scores: SingleArray, spec: AttentionSpec) -> SingleArray:
+    """Return scores times their factor, or over their divisor."""
+    dtype = spec.scale_dtype or spec.score_dtype
+    if spec.score_divisor is not None:
+        return round_to(scores / np.float32(spec.score_divisor), dtype)
+    if spec.score_scale is not None:
+        return round_to(scores * np.float32(spec.score_scale), dtype)
+    return scores
+
+
+def _position_bias(bias: PositionBias, head: int, t: int, position: int) -> SingleArray:
+    """Return what is added to a score of the row at `position` for the key at t, as [1]."""
+    counted = np.array([t - position if bias.from_row else t], np.float32)
+    product = np.float32(bias.slopes[head]) * round_to(counted, bias.position_dtype)
+    return round_to(product, bias.product_dtype)
 
 
 @quiet

@@ -42,6 +42,73 @@ REPLACED = """
   %masked = onnx.Where %seen, %scaled, %lowest : (tensor<?x?xi1>, tensor<1x4x?x?xF>, tensor<F>) -> tensor<1x4x?x?xF>
 """
 
+SLOPES = """
+  %slopes = onnx.Constant dense<[[[0.5]], [[0.25]], [[0.1]], [[0.7071067812]]]> : tensor<4x1x1xf32>
+"""
+
+ADDED_TO_BIASED = ADDED.replace("%scaled", "%biased")
+
+ALIBI_OF_KEYS = (
+    SLOPES
+    + """
+  %keys32 = onnx.Cast %keys {to = 1 : i64} : (tensor<?xi64>) -> tensor<?xf32>
+  %alibi32 = onnx.Mul %slopes, %keys32 : (tensor<4x1x1xf32>, tensor<?xf32>) -> tensor<4x1x?xf32>
+  %alibi = onnx.Cast %alibi32 {to = 10 : i64} : (tensor<4x1x?xf32>) -> tensor<4x1x?xf16>
+  %biased = onnx.Add %scaled, %alibi : (tensor<1x4x?x?xF>, tensor<4x1x?xf16>) -> tensor<1x4x?x?xF>
+"""
+)
+"""As BLOOM has it: slope * key position, rounded to FP16."""
+
+ALIBI_OF_DISTANCES = (
+    SLOPES
+    + """
+  %distances = onnx.Sub %keys, %queries : (tensor<?xi64>, tensor<?x1xi64>) -> tensor<?x?xi64>
+  %distances32 = onnx.Cast %distances {to = 1 : i64} : (tensor<?x?xi64>) -> tensor<?x?xf32>
+  %alibi = onnx.Mul %slopes, %distances32 : (tensor<4x1x1xf32>, tensor<?x?xf32>) -> tensor<4x?x?xf32>
+"""
+)
+"""Slope * -(distance of query and key), in FP32."""
+
+ALIBI_IN_MASK = (
+    ALIBI_OF_DISTANCES
+    + """
+  %bias = onnx.Where %seen, %alibi, %lowest : (tensor<?x?xi1>, tensor<4x?x?xf32>, tensor<F>) -> tensor<4x?x?xF>
+  %masked = onnx.Add %scaled, %bias : (tensor<1x4x?x?xF>, tensor<4x?x?xF>) -> tensor<1x4x?x?xF>
+"""
+)
+
+ALIBI_FROM_LAST = (
+    SLOPES
+    + """
+  %last = onnx.Sub %total, %one : (tensor<i64>, tensor<i64>) -> tensor<i64>
+  %distances = onnx.Sub %keys, %last : (tensor<?xi64>, tensor<i64>) -> tensor<?xi64>
+  %distances32 = onnx.Cast %distances {to = 1 : i64} : (tensor<?xi64>) -> tensor<?xf32>
+  %alibi = onnx.Mul %slopes, %distances32 : (tensor<4x1x1xf32>, tensor<?xf32>) -> tensor<4x1x?xf32>
+  %bias = onnx.Where %seen, %alibi, %lowest : (tensor<?x?xi1>, tensor<4x1x?xf32>, tensor<F>) -> tensor<4x?x?xF>
+  %masked = onnx.Add %scaled, %bias : (tensor<1x4x?x?xF>, tensor<4x?x?xF>) -> tensor<1x4x?x?xF>
+"""
+)
+"""As MPT has it: positions count from the last key of the step."""
+
+SQUARES = """
+  %squares = onnx.Mul %alibi, %distances32 : (tensor<4x?x?xf32>, tensor<?x?xf32>) -> tensor<4x?x?xf32>
+  %biased = onnx.Add %scaled, %squares : (tensor<1x4x?x?xF>, tensor<4x?x?xf32>) -> tensor<1x4x?x?xF> loc("square")
+"""
+
+SCALED_BEHIND = """
+  %masked = onnx.Mul %m0, %factor : (tensor<1x4x?x?xF>, tensor<F>) -> tensor<1x4x?x?xF>
+"""
+
+PLAIN_SCORES = """
+  %scaled = onnx.MatMul %q, %kt : (tensor<1x4x?x8xF>, tensor<1x4x8x?xF>) -> tensor<1x4x?x?xF>
+"""
+
+HALF_SOFTMAX = """
+  %half = onnx.Cast %masked {to = 10 : i64} : (tensor<1x4x?x?xF>) -> tensor<1x4x?x?xf16>
+  %p16 = onnx.Softmax %half {axis = -1 : i64} : (tensor<1x4x?x?xf16>) -> tensor<1x4x?x?xf16>
+  %p = onnx.Cast %p16 {to = 1 : i64} : (tensor<1x4x?x?xf16>) -> tensor<1x4x?x?xF>
+"""
+
 REPEATED = """
   %k5 = onnx.Unsqueeze %k, %axis2 : (tensor<1x2x?x8xKV>, tensor<1xi64>) -> tensor<1x2x1x?x8xKV>
   %k6 = onnx.Expand %k5, %group : (tensor<1x2x1x?x8xKV>, tensor<5xi64>) -> tensor<1x2x2x?x8xKV>

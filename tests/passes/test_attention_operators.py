@@ -101,6 +101,12 @@ builtin.module attributes {onnx.opset = 24 : i64, onnx.kv_pairs = [array<i64: 2,
     %two = onnx.Constant dense<[1, 2]> : tensor<2xi64>
     %seen = onnx.Cast %attention_mask {to = 9 : i64} : (tensor<1x?xi64>) -> tensor<1x?xi1>
     %mask = onnx.Unsqueeze %seen, %two : (tensor<1x?xi1>, tensor<2xi64>) -> tensor<1x1x1x?xi1>
+    %sinks = onnx.Constant dense<[0.5, 1.0, -1.0, 2.0]> : tensor<4xf16>
+    %slopes = onnx.Constant dense<[[[0.5]], [[0.25]], [[0.1]], [[0.7]]]> : tensor<4x1x1xf32>
+    %zero = onnx.Constant dense<0> : tensor<i64>
+    %keys = onnx.Range %zero, %size, %one : (tensor<i64>, tensor<i64>, tensor<i64>) -> tensor<?xi64>
+    %keys32 = onnx.Cast %keys {to = 1 : i64} : (tensor<?xi64>) -> tensor<?xf32>
+    %alibi = onnx.Mul %slopes, %keys32 : (tensor<4x1x1xf32>, tensor<?xf32>) -> tensor<4x1x?xf32>
     %y, %present_key, %present_value = OPERATION : (TYPES) -> (tensor<1x?x64xf16>, tensor<1x2x?x16xf16>, tensor<1x2x?x16xf16>) loc("attention")
     func.return %y, %present_key, %present_value, %x : tensor<1x?x64xf16>, tensor<1x2x?x16xf16>, tensor<1x2x?x16xf16>, tensor<1x?x16xf16>
   }
@@ -120,6 +126,16 @@ GROUPED = (
     "onnx.microsoft.GroupQueryAttention %q, %k, %v, %past_key, %past_value, %seqlens, %total "
     "{num_heads = 4 : i64, kv_num_heads = 2 : i64, softcap = 5.0 : f32}",
     f"{QKV}, {CACHES}, {LENGTHS}",
+)
+SINKS = (
+    "onnx.microsoft.GroupQueryAttention %q, %k, %v, %past_key, %past_value, %seqlens, %total, "
+    "%none, %none, %none, %none, %sinks {num_heads = 4 : i64, kv_num_heads = 2 : i64}",
+    f"{QKV}, {CACHES}, {LENGTHS}, none, none, none, none, tensor<4xf16>",
+)
+BIASED = (
+    "onnx.Attention %q, %k, %v, %alibi, %past_key, %past_value "
+    "{q_num_heads = 4 : i64, kv_num_heads = 2 : i64, is_causal = 1 : i64}",
+    f"{QKV}, tensor<4x1x?xf32>, {CACHES}",
 )
 PACKED = (
     "onnx.microsoft.GroupQueryAttention %qkv, %none, %none, %past_key, %past_value, %seqlens, "
@@ -156,6 +172,111 @@ def test_heads_are_split(form: tuple[str, str], run_passes: RunPasses) -> None:
         np.testing.assert_array_equal(value, heads)
 
 
+OVER_CACHE = """
+    %by_head = onnx.Constant dense<[1, -1, 4, 16]> : tensor<4xi64>
+    %by_kv = onnx.Constant dense<[1, -1, 2, 16]> : tensor<4xi64>
+    %flat = onnx.Constant dense<[1, -1, 64]> : tensor<3xi64>
+    %q4 = onnx.Reshape %q, %by_head : (tensor<1x?x64xf16>, tensor<4xi64>) -> tensor<1x?x4x16xf16>
+    %k4 = onnx.Reshape %k, %by_kv : (tensor<1x?x32xf16>, tensor<4xi64>) -> tensor<1x?x2x16xf16>
+    %v4 = onnx.Reshape %v, %by_kv : (tensor<1x?x32xf16>, tensor<4xi64>) -> tensor<1x?x2x16xf16>
+    %qt = onnx.Transpose %q4 {perm = array<i64: 0, 2, 1, 3>} : (tensor<1x?x4x16xf16>) -> tensor<1x4x?x16xf16>
+    %kt = onnx.Transpose %k4 {perm = array<i64: 0, 2, 1, 3>} : (tensor<1x?x2x16xf16>) -> tensor<1x2x?x16xf16>
+    %vt = onnx.Transpose %v4 {perm = array<i64: 0, 2, 1, 3>} : (tensor<1x?x2x16xf16>) -> tensor<1x2x?x16xf16>
+    %present_key = onnx.Concat %past_key, %kt {axis = 2 : i64} : (tensor<1x2x?x16xf16>, tensor<1x2x?x16xf16>) -> tensor<1x2x?x16xf16>
+    %present_value = onnx.Concat %past_value, %vt {axis = 2 : i64} : (tensor<1x2x?x16xf16>, tensor<1x2x?x16xf16>) -> tensor<1x2x?x16xf16>
+    %m = onnx.Shape %input_ids {start = 1 : i64, end = 2 : i64} : (tensor<1x?xi64>) -> tensor<1xi64>
+    %rows0 = onnx.Squeeze %m : (tensor<1xi64>) -> tensor<i64>
+    %before = onnx.Sub %size, %rows0 : (tensor<i64>, tensor<i64>) -> tensor<i64>
+    %places = onnx.Range %before, %size, %one : (tensor<i64>, tensor<i64>, tensor<i64>) -> tensor<?xi64>
+    %column = onnx.Unsqueeze %places, %axes : (tensor<?xi64>, tensor<1xi64>) -> tensor<?x1xi64>
+    %causal = onnx.LessOrEqual %keys, %column : (tensor<?xi64>, tensor<?x1xi64>) -> tensor<?x?xi1>
+    %heads = onnx.Attention %qt, %present_key, %present_value, %causal {is_causal = 0 : i64} : (tensor<1x4x?x16xf16>, tensor<1x2x?x16xf16>, tensor<1x2x?x16xf16>, tensor<?x?xi1>) -> tensor<1x4x?x16xf16> loc("attention")
+    %rows = onnx.Transpose %heads {perm = array<i64: 0, 2, 1, 3>} : (tensor<1x4x?x16xf16>) -> tensor<1x?x4x16xf16>
+    %y = onnx.Reshape %rows, %flat : (tensor<1x?x4x16xf16>, tensor<3xi64>) -> tensor<1x?x64xf16>
+"""
+"""Attention without past and present, over a cache that was appended to before."""
+
+
+def over_cache() -> str:
+    first = ATTENTION.index("    %y, %present_key")
+    return ATTENTION[:first] + OVER_CACHE + ATTENTION[ATTENTION.index("    func.return", first) :]
+
+
+def test_a_cache_that_was_appended_to(run_passes: RunPasses) -> None:
+    op = attention_of(run_passes(over_cache(), "raise-attention"))
+    assert op.key.name_hint == "kt" and op.value.name_hint == "vt"
+    assert op.window is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("is_causal = 0", "is_causal = 1", "is_causal counts queries from the first of all"),
+        ("%qt, %present_key", "%qt, %kt", "past and present are not a cache"),
+        ("LessOrEqual", "GreaterOrEqual", "the mask is neither causal"),
+    ],
+)
+def test_a_cache_that_is_read_otherwise(
+    old: str, new: str, message: str, run_passes: RunPasses
+) -> None:
+    with pytest.raises(SpeqcError, match=message):
+        run_passes(over_cache().replace(old, new), "raise-attention")
+
+
+MULTI_HEAD = (
+    "onnx.microsoft.MultiHeadAttention %k, %k, %v, %none, %none, %none, %past_key, %past_value "
+    "{num_heads = 2 : i64, scale = 0.5 : f32, unidirectional = 1 : i64}"
+)
+MULTI_HEAD_TYPES = f"{', '.join(['tensor<1x?x32xf16>'] * 3)}, none, none, none, {CACHES}"
+
+
+def multi_head(operation: str) -> str:
+    """As many heads of keys as of queries: two, in the place of four."""
+    text = ATTENTION.replace("OPERATION", operation).replace("TYPES", MULTI_HEAD_TYPES)
+    return text.replace("tensor<1x?x64xf16>, tensor<1x2x", "tensor<1x?x32xf16>, tensor<1x2x")
+
+
+def test_multi_head_attention(run_passes: RunPasses) -> None:
+    op = attention_of(run_passes(multi_head(MULTI_HEAD), "raise-attention"))
+    assert op.score_scale is not None and op.score_scale.value.data == 0.5
+    assert op.window is None
+    assert [str(value.type) for value in (op.query, op.key)] == ["tensor<1x2x?x16xf16>"] * 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("unidirectional = 1", "unidirectional = 0", "attention without a mask is not causal"),
+        ("%v, %none,", "%v, %sinks,", "the input bias is not supported"),
+        ("%past_key, %past_value {", "%past_value, %past_key {", "are not a cache"),
+    ],
+)
+def test_multi_head_attention_of_other_forms(
+    old: str, new: str, message: str, run_passes: RunPasses
+) -> None:
+    text = multi_head(MULTI_HEAD.replace(old, new))
+    if "%sinks" in new:
+        text = text.replace("xf16>, none, none, none,", "xf16>, tensor<4xf16>, none, none,")
+    with pytest.raises(SpeqcError, match=message):
+        run_passes(text, "raise-attention")
+
+
+def test_sinks_of_heads_and_smooth_softmax(run_passes: RunPasses) -> None:
+    op = attention_of(raise_attention(run_passes, *SINKS))
+    assert str(op.sinks) == "array<f32: 5.000000e-01, 1.000000e+00, -1.000000e+00, 2.000000e+00>"
+    smooth = GROUPED[0].replace("softcap", "smooth_softmax = 1 : i64, softcap")
+    op = attention_of(raise_attention(run_passes, smooth, GROUPED[1]))
+    assert op.sinks is not None and tuple(op.sinks.get_values()) == (0.0, 0.0, 0.0, 0.0)
+    assert attention_of(raise_attention(run_passes, *GROUPED)).sinks is None
+
+
+def test_a_mask_of_numbers_may_hold_a_position_bias(run_passes: RunPasses) -> None:
+    bias = attention_of(raise_attention(run_passes, *BIASED)).position_bias
+    assert bias is not None and bias.origin.data == "start"
+    np.testing.assert_allclose(bias.values, (0.5, 0.25, 0.1, 0.7))
+    assert (bias.position_type, bias.product_type, bias.sum_type) == (Float32Type(),) * 3
+
+
 def test_packed_heads_are_cut_and_rotated(run_passes: RunPasses) -> None:
     module = raise_attention(run_passes, *PACKED)
     op = attention_of(module)
@@ -178,9 +299,13 @@ ERRORS = {
         ONNX[0].replace("%past_key, %past_value", "%past_value, %past_key"),
         ONNX[1],
     ),
-    "smooth_softmax and local_window_size": (
+    "local_window_size is not": (
         GROUPED[0].replace("softcap", "local_window_size = 4 : i64, softcap"),
         GROUPED[1],
+    ),
+    "head_sink is not a constant": (
+        SINKS[0].replace("%sinks", "%cos"),
+        SINKS[1].replace("tensor<4xf16>", "tensor<32x8xf16>"),
     ),
     "seqlens_k is not": (
         GROUPED[0].replace("%seqlens, %total", "%total, %seqlens"),

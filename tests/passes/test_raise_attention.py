@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (lines of IR)
 """`raise-attention` on attention as exporters spell it, and on what has no equal."""
 
 import re
@@ -6,16 +7,25 @@ import numpy as np
 import pytest
 from attention_text import (
     ADDED,
+    ADDED_TO_BIASED,
+    ALIBI_FROM_LAST,
+    ALIBI_IN_MASK,
+    ALIBI_OF_DISTANCES,
+    ALIBI_OF_KEYS,
     CAUSAL,
     DIVIDED,
     FULL,
+    HALF_SOFTMAX,
     NAN_REPLACED,
+    PLAIN_SCORES,
     REPEATED,
     REPLACED,
+    SCALED_BEHIND,
     SCALED_KEYS,
     SCALED_SCORES,
     SOFTCAPPED,
     SOFTMAX,
+    SQUARES,
     TILED,
     WIDE_SOFTMAX,
     WIDENED,
@@ -28,8 +38,10 @@ from xdsl.dialects.func import FuncOp
 from xdsl.ir import Operation
 
 from speqc.dialects.speq import AttentionOp, CacheAppendOp, CacheOp
+from speqc.passes.matching import producer, shape
 from speqc.passes.probe import Probe
-from speqc.runtime.attention import AttentionSpec, KVCache, attention
+from speqc.runtime.attention import KVCache, attention
+from speqc.runtime.attention_attributes import attention_spec
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.ir_values import numpy_dtype
 
@@ -46,6 +58,18 @@ FORMS = {
     "window": AttentionText(mask=WINDOW),
     "window of one": AttentionText(mask=WINDOW, window=1),
     "long window": AttentionText(mask=WINDOW, window=4096),
+    "divided by no power of two": AttentionText(scores=DIVIDED, factor="3.0"),
+    "scaled behind the mask": AttentionText(
+        scores=PLAIN_SCORES, masking=ADDED.replace("%masked", "%m0") + SCALED_BEHIND
+    ),
+    "softmax in f16": AttentionText(type="f32", cache_type="f32", softmax=HALF_SOFTMAX),
+    "bias of key positions": AttentionText(masking=ALIBI_OF_KEYS + ADDED_TO_BIASED),
+    "bias in the mask": AttentionText(type="f32", cache_type="f32", masking=ALIBI_IN_MASK),
+    "bias from the last key": AttentionText(type="f32", cache_type="f32", masking=ALIBI_FROM_LAST),
+    "scaled behind a bias": AttentionText(
+        scores=PLAIN_SCORES,
+        masking=ALIBI_OF_KEYS + ADDED_TO_BIASED.replace("%masked", "%m0") + SCALED_BEHIND,
+    ),
 }
 
 
@@ -134,15 +158,7 @@ def evaluate_raised(module: ModuleOp, samples: dict[str, np.ndarray], past: int)
         cache.append(key[0], value[0])
     query = Probe(new, 20).value(op.query)
     assert query is not None
-    spec = AttentionSpec(
-        score_scale=None if op.score_scale is None else op.score_scale.value.data,
-        score_dtype=numpy_dtype(op.score_type),
-        softmax_dtype=np.float32,
-        prob_dtype=numpy_dtype(op.probability_type),
-        out_dtype=query.dtype,
-        window=None if op.window is None else op.window.value.data,
-        softcap=None if op.softcap is None else op.softcap.value.data,
-    )
+    spec = attention_spec(op, query.dtype)
     return attention(query[0], cache, past, spec)[None]
 
 
@@ -177,31 +193,54 @@ def test_key_scale_goes_to_the_new_rows(run_passes: RunPasses) -> None:
     assert op.key.type == op.value.type
 
 
+CAPPED_BEHIND = "\n".join(SOFTCAPPED.splitlines()[:2] + SOFTCAPPED.splitlines()[3:]).replace(
+    "%scaled", "%masked"
+)
+
 ERRORS = {
     "attention/scores.*not laid out as grouped-query": AttentionText(repeat=TILED),
     "neither causal nor": AttentionText(
         mask=CAUSAL.replace("onnx.LessOrEqual %keys, %queries", "onnx.Less %keys, %queries")
     ),
-    "divided by 3.0, whose reciprocal": AttentionText(scores=DIVIDED, factor="3.0"),
     "something other than a large negative number": AttentionText(
         masking=REPLACED.replace("%lowest :", "%nothing :")
     ),
-    "position biases": AttentionText(
+    "a slope for each head times the position": AttentionText(
         masking=ADDED.replace("%nothing, %lowest", "%factor, %lowest")
     ),
-    "scaled behind their mask": AttentionText(
-        masking=ADDED.replace("%masked", "%m0")
-        + "  %masked = onnx.Mul %m0, %factor : "
-        + "(tensor<1x4x?x?xF>, tensor<F>) -> tensor<1x4x?x?xF>\n"
-    ),
-    "rounded to f16 before the softmax": AttentionText(
+    "'square': numbers other than 0": AttentionText(
         type="f32",
         cache_type="f32",
-        softmax="""
-  %half = onnx.Cast %masked {to = 10 : i64} : (tensor<1x4x?x?xF>) -> tensor<1x4x?x?xf16>
-  %p16 = onnx.Softmax %half {axis = -1 : i64} : (tensor<1x4x?x?xf16>) -> tensor<1x4x?x?xf16>
-  %p = onnx.Cast %p16 {to = 1 : i64} : (tensor<1x4x?x?xf16>) -> tensor<1x4x?x?xF>
-""",
+        masking=ALIBI_OF_DISTANCES + SQUARES + ADDED_TO_BIASED,
+    ),
+    "stands in a table of the file": AttentionText(
+        masking="""
+  %table = onnx.initializer "table", "sha256:00" : tensor<4x1x2048xf16>
+  %first = onnx.Unsqueeze %past, %zero1 : (tensor<i64>, tensor<1xi64>) -> tensor<1xi64>
+  %part = onnx.Slice %table, %first, %axis2, %axis2 : SLICE
+  %biased = onnx.Add %scaled, %part : (tensor<1x4x?x?xF>, tensor<4x1x?xF>) -> tensor<1x4x?x?xF>
+""".replace(
+            "SLICE",
+            "(tensor<4x1x2048xF>, tensor<1xi64>, tensor<1xi64>, tensor<1xi64>) -> tensor<4x1x?xF>",
+        ).replace("%zero1", "%axis1")
+        + ADDED_TO_BIASED
+    ),
+    "two position biases": AttentionText(
+        masking=ALIBI_OF_KEYS
+        + "  %twice = onnx.Add %biased, %alibi : "
+        + "(tensor<1x4x?x?xF>, tensor<4x1x?xf16>) -> tensor<1x4x?x?xF>\n"
+        + ADDED_TO_BIASED.replace("%biased", "%twice")
+    ),
+    "soft-capped behind their mask": AttentionText(
+        scores=PLAIN_SCORES,
+        masking=ADDED.replace("%masked", "%scores") + CAPPED_BEHIND,
+    ),
+    "neither causal nor causal with a sliding window": AttentionText(
+        type="f32",
+        cache_type="f32",
+        masking=ALIBI_OF_DISTANCES
+        + "  %masked = onnx.Add %scaled, %alibi : "
+        + "(tensor<1x4x?x?xF>, tensor<4x?x?xf32>) -> tensor<1x4x?x?xF>\n",
     ),
     "cap divides by 3.0 but multiplies with 0.25": AttentionText(
         scores=SOFTCAPPED.replace("onnx.Mul %cap2, %cap", "onnx.Mul %cap2, %factor")
@@ -217,6 +256,19 @@ def test_says_what_has_no_equal(message: str, run_passes: RunPasses) -> None:
     with pytest.raises(SpeqcError, match=message) as error:
         run_passes(str(ERRORS[message]), "raise-attention")
     assert "\n" not in str(error.value)
+
+
+def test_reads_position_biases(run_passes: RunPasses) -> None:
+    def bias(form: str) -> str:
+        op = only(run_passes(str(FORMS[form]), "raise-attention"), AttentionOp)
+        assert isinstance(op, AttentionOp)
+        return str(op.position_bias)
+
+    slopes = "array<f32: 5.000000e-01, 2.500000e-01, 1.000000e-01, 0.707106769>"
+    of_keys = f"#speq.position_bias<start, {slopes}, f32, f16, f16>"
+    of_distances = f"#speq.position_bias<row, {slopes}, f32, f32, f32>"
+    assert bias("bias of key positions") == bias("scaled behind a bias") == of_keys
+    assert bias("bias in the mask") == bias("bias from the last key") == of_distances
 
 
 def test_a_cache_used_elsewhere_is_an_error(run_passes: RunPasses) -> None:
@@ -252,9 +304,8 @@ def test_repeats_by_expansion_only(run_passes: RunPasses) -> None:
         run_passes(str(AttentionText(repeat=TILED)), "raise-attention")
 
 
-def test_graph_without_a_cache_gets_one(run_passes: RunPasses) -> None:
-    """The same attention over the new rows alone: its keys and values are what a cache holds."""
-    text = str(AttentionText())
+def without_caches(text: str) -> str:
+    """The same attention over the new rows alone."""
     text = text.replace(", onnx.kv_pairs = [array<i64: 2, 1>, array<i64: 3, 2>]", "")
     text = re.sub(r"  %past_(key|value): .*\n", "", text)
     text = re.sub(r"  %k = onnx.Concat.*\n  %v = onnx.Concat.*\n", "", text)
@@ -267,12 +318,44 @@ def test_graph_without_a_cache_gets_one(run_passes: RunPasses) -> None:
         .replace("past + sequence", "sequence")
     )
     text = re.sub(r"-> \(tensor<1x4x\?x8xf16>, .*\) \{", "-> tensor<1x4x?x8xf16> {", text)
-    text = re.sub(r"func.return .*", "func.return %y : tensor<1x4x?x8xf16>", text)
-    module = run_passes(text, "raise-attention")
+    return re.sub(r"func.return .*", "func.return %y : tensor<1x4x?x8xf16>", text)
+
+
+def test_graph_without_a_cache_gets_one(run_passes: RunPasses) -> None:
+    """Its keys and values are what a cache holds."""
+    module = run_passes(without_caches(str(AttentionText())), "raise-attention")
     op = only(module, AttentionOp)
     assert isinstance(op, AttentionOp)
     assert (op.key.name_hint, op.value.name_hint) == ("k", "v")
     assert op.window is None
+
+
+TURNED = """
+  %by_row = onnx.Transpose %q {perm = array<i64: 0, 2, 1, 3>} : (tensor<1x4x?x8xf16>) -> tensor<1x?x4x8xf16>
+  %positive = onnx.Exp %by_row : (tensor<1x?x4x8xf16>) -> tensor<1x?x4x8xf16>
+  %kt = onnx.Transpose %positive {perm = array<i64: 0, 2, 3, 1>} : (tensor<1x?x4x8xf16>) -> tensor<1x4x8x?xf16>
+"""
+"""Keys that are turned without having been rows by heads."""
+
+
+def turned_keys(text: str) -> str:
+    first = text.index("  %kt = ")
+    return without_caches(text[:first] + TURNED + text[text.index("\n", first) :])
+
+
+def test_keys_that_were_never_rows(run_passes: RunPasses) -> None:
+    text = turned_keys(str(AttentionText(repeat="", widen=""))).replace("1x2x?x8", "1x4x?x8")
+    module = run_passes(text.replace("%vw", "%v"), "raise-attention")
+    op = only(module, AttentionOp)
+    assert isinstance(op, AttentionOp)
+    turned = producer(op.key, "Transpose")
+    assert turned is not None and turned.operands[0].name_hint == "kt"
+    assert shape(op.key) == (1, 4, -1, 8)
+
+
+def test_keys_and_values_of_other_heads_share_no_cache(run_passes: RunPasses) -> None:
+    with pytest.raises(SpeqcError, match="keys have 4 heads, values 2"):
+        run_passes(turned_keys(str(AttentionText())), "raise-attention")
 
 
 def test_batch_may_be_missing(run_passes: RunPasses) -> None:

@@ -12,12 +12,26 @@ from numpy.typing import NDArray
 
 from speqc.runtime import matmul
 from speqc.runtime import reference_kernels as reference
-from speqc.runtime.attention import AttentionSpec, KVCache, attention
+from speqc.runtime.attention import AttentionSpec, KVCache, PositionBias, attention
 
 DTYPES = st.sampled_from([np.float16, np.float32])
+BIASES = st.builds(
+    PositionBias,
+    slopes=st.tuples(*[st.sampled_from([0.5, 0.7071068, 0.1, 2.0**-8])] * 6),
+    from_row=st.booleans(),
+    position_dtype=DTYPES,
+    product_dtype=DTYPES,
+    sum_dtype=DTYPES,
+)
+SINKS = st.lists(st.floats(-3, 3, width=16), min_size=6, max_size=6).map(tuple)
 SPECS = st.builds(
     AttentionSpec,
     score_scale=st.sampled_from([None, 0.125, 0.3]),
+    score_divisor=st.sampled_from([None, None, 3.3]),
+    scale_dtype=st.sampled_from([None, np.float16, np.float32]),
+    scale_behind_bias=st.booleans(),
+    bias=st.none() | BIASES,
+    sinks=st.none() | SINKS,
     score_dtype=DTYPES,
     softmax_dtype=DTYPES,
     prob_dtype=DTYPES,
@@ -49,6 +63,12 @@ def filled(keys: NDArray[Any], values: NDArray[Any], chunk: int = 1000) -> KVCac
     return cache
 
 
+def for_heads(spec: AttentionSpec, heads: int) -> AttentionSpec:
+    """`spec` with the slopes and sinks of the first `heads` heads."""
+    bias = spec.bias and replace(spec.bias, slopes=spec.bias.slopes[:heads])
+    return replace(spec, bias=bias, sinks=spec.sinks and spec.sinks[:heads])
+
+
 @given(
     st.integers(0, 10**6),
     st.sampled_from([(1, 1), (3, 1), (2, 2), (6, 3), (5, 1)]),
@@ -73,6 +93,7 @@ def test_attention_has_the_bits_of_the_reference(
     q = numbers(seed, (heads[0], count, widths[0]), q_dtype)
     keys = numbers(seed + 1, (heads[1], past + count, widths[0]), kv_dtype)
     values = numbers(seed + 2, (heads[1], past + count, widths[1]), kv_dtype)
+    spec = for_heads(spec, heads[0])
     result = attention(q, filled(keys, values), past, spec)
     assert same_bits(result, reference.attention(q, keys, values, past, spec))
 
@@ -92,12 +113,21 @@ def test_rows_of_a_tile_may_see_no_position_in_common(window: int, past: int) ->
     st.lists(st.integers(0, 20), max_size=4),
     st.integers(1, 90),
     st.one_of(st.none(), st.integers(1, 10)),
+    st.none() | BIASES,
+    st.none() | SINKS,
 )
 @settings(deadline=None, max_examples=40)
 def test_a_row_depends_neither_on_other_rows_nor_on_later_positions(
-    seed: int, count: int, cuts: list[int], past: int, window: int | None
+    seed: int,
+    count: int,
+    cuts: list[int],
+    past: int,
+    window: int | None,
+    bias: PositionBias | None,
+    sinks: tuple[float, ...] | None,
 ) -> None:
-    spec = AttentionSpec(score_scale=0.25, window=window)
+    spec = AttentionSpec(score_scale=0.25, window=window, bias=bias, sinks=sinks)
+    spec = for_heads(spec, 6)
     q = numbers(seed, (6, count, 16))
     keys, values = (
         numbers(seed + 1, (2, past + count, 16)),
@@ -178,6 +208,16 @@ def test_each_rounding_point_shows_in_the_bits() -> None:
     results.append(attention(q, cache, 47, replace(wide, softcap=None)))
     results.append(attention(q, cache, 47, replace(wide, score_scale=None)))
     results.append(attention(q, cache, 47, replace(wide, window=40)))
+    results.append(attention(q, cache, 47, replace(wide, scale_dtype=np.float16)))
+    results.append(attention(q, cache, 47, replace(wide, score_scale=None, score_divisor=3.3)))
+    results.append(attention(q, cache, 47, replace(wide, sinks=(0.5, 1.0, 2.0, 3.0))))
+    bias = PositionBias((0.3, 0.1, 0.05, 0.01), False, np.float32, np.float32, np.float32)
+    results.append(attention(q, cache, 47, replace(wide, bias=bias)))
+    results.append(attention(q, cache, 47, replace(wide, bias=bias, scale_behind_bias=True)))
+    for field, value in (("from_row", True), ("product_dtype", np.float16)):
+        other = replace(bias, **{field: value})
+        results.append(attention(q, cache, 47, replace(wide, bias=other)))
+    results.append(attention(q, cache, 47, replace(wide, bias=replace(bias, sum_dtype=np.float16))))
     assert len({result.tobytes() for result in results}) == len(results)
 
 
@@ -199,3 +239,17 @@ def test_misfits_are_refused() -> None:
         attention(numbers(1, (3, 1, 16)), cache, 59, AttentionSpec())
     with pytest.raises(ValueError, match="not 61"):
         attention(numbers(1, (2, 1, 16)), cache, 60, AttentionSpec())
+    with pytest.raises(ValueError, match="3 slopes do not fit 2"):
+        spec = AttentionSpec(bias=PositionBias((1.0, 0.5, 0.25)))
+        attention(numbers(1, (2, 1, 16)), cache, 59, spec)
+    with pytest.raises(ValueError, match="1 sinks do not fit 2"):
+        attention(numbers(1, (2, 1, 16)), cache, 59, AttentionSpec(sinks=(0.0,)))
+
+
+def test_positions_are_rounded_before_their_product() -> None:
+    """Position 2049 is 2048 in FP16."""
+    wide = PositionBias((1.0, 3.0), False, np.float32, np.float32, np.float32)
+    half = replace(wide, position_dtype=np.float16)
+    assert wide.table(2050)[:, 2049].tolist() == [2049.0, 6147.0]
+    assert half.table(2050)[:, 2049].tolist() == [2048.0, 6144.0]
+    assert replace(wide, from_row=True).table(3)[1].tolist() == [0.0, -3.0, -6.0]

@@ -87,6 +87,18 @@ pe.mode half
 
 // -----
 
+// CHECK: 2 query heads need as many slopes, got 1
+%q, %s = "test.op"() : () -> (tensor<1x2x?x16xf16>, !pe.stream<tensor<2x?x16xf16>>)
+%y = pe.attention @kv, %q, %q, %q, %s, %s on array {score_type = f16, probability_type = f16, position_bias = #speq.position_bias<row, array<f32: 1.0>, f32, f16, f16>} : (tensor<1x2x?x16xf16>, tensor<1x2x?x16xf16>, tensor<1x2x?x16xf16>, !pe.stream<tensor<2x?x16xf16>>, !pe.stream<tensor<2x?x16xf16>>) -> tensor<1x2x?x16xf16>
+
+// -----
+
 // CHECK: f32 should be of base attribute tensor
 %k = "test.op"() : () -> f32
 pe.append @kv, %k, %k : (f32, f32)
+
+// -----
+
+// CHECK: predicate must have shape [1, ?, 2, 1], got [1, ?, 1]
+%x, %c, %w = "test.op"() : () -> (tensor<1x?x2x64xf16>, tensor<1x?x1xi1>, !pe.stream<!speq.view<64x64, full>>)
+%y = pe.gemm %x, %w when %c : tensor<1x?x1xi1> : (tensor<1x?x2x64xf16>, !pe.stream<!speq.view<64x64, full>>) -> tensor<1x?x2x64xf16>

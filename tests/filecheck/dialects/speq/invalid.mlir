@@ -105,6 +105,47 @@ speq.cache @c {heads = 1 : i64, key_dim = 16 : i64, value_dim = 16 : i64, elemen
 
 // -----
 
+// CHECK: scores have either a scale or a divisor, not both
+%q, %k = "test.op"() : () -> (tensor<1x4x?x16xf16>, tensor<1x2x?x16xf16>)
+%y = speq.attention @c, %q, %k, %k {score_type = f16, probability_type = f16, score_scale = 2.0 : f16, score_divisor = 3.0 : f16} : (tensor<1x4x?x16xf16>, tensor<1x2x?x16xf16>, tensor<1x2x?x16xf16>) -> tensor<1x4x?x16xf16>
+
+// -----
+
+// CHECK: scale and soft cap must have one type
+%q, %k = "test.op"() : () -> (tensor<1x4x?x16xf16>, tensor<1x2x?x16xf16>)
+%y = speq.attention @c, %q, %k, %k {score_type = f16, probability_type = f16, score_scale = 2.0 : f16, softcap = 3.0 : f32} : (tensor<1x4x?x16xf16>, tensor<1x2x?x16xf16>, tensor<1x2x?x16xf16>) -> tensor<1x4x?x16xf16>
+
+// -----
+
+// CHECK: f32 scores are scaled in f16
+%q, %k = "test.op"() : () -> (tensor<1x4x?x16xf16>, tensor<1x2x?x16xf16>)
+%y = speq.attention @c, %q, %k, %k {score_type = f32, probability_type = f16, score_divisor = 3.0 : f16} : (tensor<1x4x?x16xf16>, tensor<1x2x?x16xf16>, tensor<1x2x?x16xf16>) -> tensor<1x4x?x16xf16>
+
+// -----
+
+// CHECK: 4 query heads need as many slopes, got 2
+%q, %k = "test.op"() : () -> (tensor<1x4x?x16xf16>, tensor<1x2x?x16xf16>)
+%y = speq.attention @c, %q, %k, %k {score_type = f16, probability_type = f16, position_bias = #speq.position_bias<start, array<f32: 1.0, 0.5>, f32, f16, f16>} : (tensor<1x4x?x16xf16>, tensor<1x2x?x16xf16>, tensor<1x2x?x16xf16>) -> tensor<1x4x?x16xf16>
+
+// -----
+
+// CHECK: scale_behind_bias needs a bias and a scale, and no soft cap
+%q, %k = "test.op"() : () -> (tensor<1x4x?x16xf16>, tensor<1x2x?x16xf16>)
+%y = speq.attention @c, %q, %k, %k {score_type = f16, probability_type = f16, score_scale = 2.0 : f16, scale_behind_bias} : (tensor<1x4x?x16xf16>, tensor<1x2x?x16xf16>, tensor<1x2x?x16xf16>) -> tensor<1x4x?x16xf16>
+
+// -----
+
+// CHECK: sinks must be 4 numbers in f32
+%q, %k = "test.op"() : () -> (tensor<1x4x?x16xf16>, tensor<1x2x?x16xf16>)
+%y = speq.attention @c, %q, %k, %k {score_type = f16, probability_type = f16, sinks = array<f32: 1.0>} : (tensor<1x4x?x16xf16>, tensor<1x2x?x16xf16>, tensor<1x2x?x16xf16>) -> tensor<1x4x?x16xf16>
+
+// -----
+
+// CHECK: slopes must be f32, got i32
+"test.op"() {bias = #speq.position_bias<start, array<i32: 1>, f32, f16, f16>} : () -> ()
+
+// -----
+
 // CHECK: f32 should be of base attribute tensor
 %k = "test.op"() : () -> (f32)
 speq.cache_append @c, %k, %k : (f32, f32)
@@ -213,3 +254,14 @@ speq.truncate %a : tensor<1x?xf16>
 // CHECK: f16 should be of base attribute integer_type
 %a = "test.op"() : () -> (tensor<1x?xf16>)
 speq.emit %a : tensor<1x?xf16>
+
+// -----
+
+// CHECK: predicate must have shape [1, ?, 1], got [1, ?, 2]
+%x, %c, %w = "test.op"() : () -> (tensor<1x?x64xf16>, tensor<1x?x2xi1>, !speq.view<64x64, full>)
+%y = speq.matmul %x, %w when %c : tensor<1x?x2xi1> : (tensor<1x?x64xf16>, !speq.view<64x64, full>) -> tensor<1x?x64xf16>
+
+// -----
+
+// CHECK: part must not be negative, got -1
+speq.weight @w from "w" : tensor<64x64xf16> {digest = "sha256:00", part = -1 : i64}

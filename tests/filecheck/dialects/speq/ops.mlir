@@ -22,6 +22,10 @@ func.func @full(%tokens: tensor<1x?xi64>, %scale: tensor<64xf16>, %cos: tensor<1
   %normed32 = speq.rms_norm %x, %scale {epsilon = 1.000000e-05 : f32, scale_in_f32} : (tensor<1x?x64xf16>, tensor<64xf16>) -> tensor<1x?x64xf16>
   // CHECK-NEXT: %draft = speq.view @split : !speq.view<64x64, draft>
   %draft = speq.view @split : !speq.view<64x64, draft>
+  // CHECK-NEXT: %few = "test.op"() : () -> tensor<1x?x1xi1>
+  %few = "test.op"() : () -> tensor<1x?x1xi1>
+  // CHECK-NEXT: %some = speq.matmul %normed, %draft when %few : tensor<1x?x1xi1> : (tensor<1x?x64xf16>, !speq.view<64x64, draft>) -> tensor<1x?x64xf16>
+  %some = speq.matmul %normed, %draft when %few : tensor<1x?x1xi1> : (tensor<1x?x64xf16>, !speq.view<64x64, draft>) -> tensor<1x?x64xf16>
   // CHECK-NEXT: %product = speq.matmul %normed, %draft : (tensor<1x?x64xf16>, !speq.view<64x64, draft>) -> tensor<1x?x64xf16>
   %product = speq.matmul %normed, %draft : (tensor<1x?x64xf16>, !speq.view<64x64, draft>) -> tensor<1x?x64xf16>
   // CHECK-NEXT: %rotated = speq.rotary %query, %cos, %cos : (tensor<1x4x?x16xf16>, tensor<1x1x?x16xf16>, tensor<1x1x?x16xf16>) -> tensor<1x4x?x16xf16>
@@ -30,6 +34,8 @@ func.func @full(%tokens: tensor<1x?xi64>, %scale: tensor<64xf16>, %cos: tensor<1
   %paired = speq.rotary %query, %cos, %cos {interleaved} : (tensor<1x4x?x16xf16>, tensor<1x1x?x16xf16>, tensor<1x1x?x16xf16>) -> tensor<1x4x?x16xf16>
   // CHECK-NEXT: %mixed = speq.attention @kv_0, %rotated, %key, %key {score_type = f16, probability_type = f16, window = 8 : i64} : (tensor<1x4x?x16xf16>, tensor<1x2x?x16xf16>, tensor<1x2x?x16xf16>) -> tensor<1x4x?x16xf16>
   %mixed = speq.attention @kv_0, %rotated, %key, %key {score_type = f16, probability_type = f16, window = 8 : i64} : (tensor<1x4x?x16xf16>, tensor<1x2x?x16xf16>, tensor<1x2x?x16xf16>) -> tensor<1x4x?x16xf16>
+  // CHECK-NEXT: %biased = speq.attention @kv_0, %rotated, %key, %key {score_type = f16, probability_type = f16, score_divisor = 3.000000e+00 : f32, position_bias = #speq.position_bias<row, array<f32: 5.000000e-01, 2.500000e-01, 1.000000e-01, 0.707106769>, f32, f16, f32>, scale_behind_bias, softmax_type = f16, sinks = array<f32: 1.000000e+00, 2.000000e+00, 3.000000e+00, 4.000000e+00>} : (tensor<1x4x?x16xf16>, tensor<1x2x?x16xf16>, tensor<1x2x?x16xf16>) -> tensor<1x4x?x16xf16>
+  %biased = speq.attention @kv_0, %rotated, %key, %key {score_type = f16, probability_type = f16, score_divisor = 3.000000e+00 : f32, position_bias = #speq.position_bias<row, array<f32: 5.000000e-01, 2.500000e-01, 1.000000e-01, 0.707106769>, f32, f16, f32>, scale_behind_bias, softmax_type = f16, sinks = array<f32: 1.000000e+00, 2.000000e+00, 3.000000e+00, 4.000000e+00>} : (tensor<1x4x?x16xf16>, tensor<1x2x?x16xf16>, tensor<1x2x?x16xf16>) -> tensor<1x4x?x16xf16>
   // CHECK-NEXT: speq.cache_append @kv_0, %key, %key : (tensor<1x2x?x16xf16>, tensor<1x2x?x16xf16>)
   speq.cache_append @kv_0, %key, %key : (tensor<1x2x?x16xf16>, tensor<1x2x?x16xf16>)
   // CHECK-NEXT: %head = speq.view @plain : !speq.view<64x272, full>

@@ -15,6 +15,10 @@ class FinishOrder:
     every earlier store. (A cache may be empty: then its stream waits for nothing.) A gather reads
     DRAM before its turn on the vector unit comes, so nothing has surely ended when it writes.
 
+    An operation with a predicate may not run at all: then its result, which is zero, waits for the
+    predicate alone. Of what it would have waited for, that is sure which the predicate waits for
+    too, and what has the same predicate, which does not run either.
+
     Sets of operations are integers with a bit for each.
     """
 
@@ -23,6 +27,7 @@ class FinishOrder:
         self._before: dict[Operation, int] = {}
         self._ready: dict[Operation, int] = {}
         latest: dict[str, int] = {"array": 0, "vector": 0}
+        together: dict[SSAValue, int] = {}
         stores = 0
         for place, op in enumerate(function.body.block.ops):
             before = 0
@@ -35,9 +40,14 @@ class FinishOrder:
                 before |= stores
             self._bits[op] = 1 << place if unit is not None else 0
             self._before[op] = 0 if isinstance(op, pe.GatherOp) else before
-            self._ready[op] = before | self._bits[op]
+            self._ready[op] = ended = before | self._bits[op]
+            predicate = _predicate(op)
+            if predicate is not None:
+                together[predicate] = together.get(predicate, 0) | self._bits[op]
+                self._ready[op] &= self._with(predicate) | together[predicate]
+                ended &= latest.get(unit or "", 0) | together[predicate]
             if unit in latest:
-                latest[unit] = self._ready[op]
+                latest[unit] = ended
             elif unit == "dram":
                 stores |= self._ready[op]
 
@@ -56,6 +66,10 @@ class FinishOrder:
         """The operations that have ended when a value is ready."""
         owner = value.owner
         return self._ready[owner] if isinstance(owner, Operation) else 0
+
+
+def _predicate(op: Operation) -> SSAValue | None:
+    return op.predicate if isinstance(op, pe.GemmOp | pe.VectorOp) else None
 
 
 def unit_of(op: Operation) -> str | None:

@@ -19,6 +19,9 @@ from speqc.runtime.ir_values import dense_array
 ANY = -1
 """A dynamic size in shapes that passes handle."""
 
+RENAMINGS = ("Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+"""Operators that keep all elements in their order."""
+
 
 def describe(op: Operation) -> str:
     """The operation in words for a user: its kind and the name of the ONNX node it came from."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from xdsl.dialects.builtin import ModuleOp, TensorType
+from xdsl.dialects.builtin import ModuleOp, NoneType, TensorType
 from xdsl.dialects.func import FuncOp, ReturnOp
 from xdsl.ir import Operation, SSAValue
 
@@ -26,6 +26,10 @@ TOKENS = "the number of tokens"
 
 MIXES = "it combines the rows of different tokens, which only attention may"
 COMPUTES = f"it computes with {TOKENS} in a step, which may only be a size"
+COUNTS = (
+    "how many entries it gives depends on values, not on the number of tokens; where a mixture of "
+    "experts does this, export all experts' products as one batch"
+)
 """Reasons for refusing an operation."""
 
 ROWS_FROM_SIZES = frozenset({"onnx.ConstantOfShape", "onnx.Expand", "onnx.Range"})
@@ -110,6 +114,8 @@ class _Walk:
             self.sizes.update(op.results)
 
     def _visit_rows(self, op: Operation) -> None:
+        if op.name == "onnx.NonZero":
+            raise fail(op, COUNTS)
         each = rows_of_result(op, self.rows, self.opset)
         results = [value for value in op.results if isinstance(value.type, TensorType)]
         if each is None or any(dynamic_axis(value) is None for value in results):
@@ -138,4 +144,5 @@ def _is_sized_by_values(op: OnnxOp) -> bool:
     first = SIZED_BY.get(op.name)
     if first is None:
         return False
-    return first == 0 or not all(is_weight(operand) for operand in op.operands[first:])
+    given = (value for value in op.operands[first:] if not isinstance(value.type, NoneType))
+    return first == 0 or not all(map(is_weight, given))

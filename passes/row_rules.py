@@ -9,15 +9,17 @@ refused.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 
-from xdsl.dialects.builtin import TensorType
+from xdsl.dialects.builtin import StringAttr, TensorType
 from xdsl.ir import Operation, SSAValue
 
 from speqc.dialects import speq
 from speqc.dialects.onnx import OnnxOp
 from speqc.passes.matching import ANY, constant_integers, shape
 from speqc.passes.probe import operator
+from speqc.runtime.vector_einsum import labels_of
 from speqc.runtime.vector_elementwise import ELEMENTWISE
 from speqc.runtime.vector_logic import LOGIC
+from speqc.runtime.vector_reductions import REDUCTIONS
 
 Rows = Mapping[SSAValue, int]
 """Places in the dynamic dimension for each token, of every value that has one."""
@@ -51,7 +53,9 @@ def rows_of_result(op: Operation, rows: Rows, opset: int) -> int | None:
         return _attention(op.operands, rows)
     if isinstance(op, speq.RotaryOp):
         return _aligned(op.operands, rows)
-    if isinstance(op, speq.RMSNormOp | speq.MatmulOp):
+    if isinstance(op, speq.MatmulOp):
+        return _along(op.input, rows, [-1]) if _aligned(_not_weights(op), rows) else None
+    if isinstance(op, speq.RMSNormOp):
         return _along(op.operands[0], rows, [-1])
     if isinstance(op, speq.EmbeddingOp | speq.PositionsOp):
         return rows[op.operands[0]]
@@ -62,6 +66,10 @@ def _attention(operands: Iterable[SSAValue], rows: Rows) -> int | None:
     """Attention and caches take [1, heads, M, width]."""
     apart = all(dynamic_axis(value) == 2 and rows[value] == 1 for value in operands)
     return 1 if apart else None
+
+
+def _not_weights(op: speq.MatmulOp) -> list[SSAValue]:
+    return [op.input] if op.predicate is None else [op.input, op.predicate]
 
 
 def _from_back(value: SSAValue) -> int | None:
@@ -114,7 +122,7 @@ def _along_axes(op: OnnxOp, rows: Rows) -> int | None:
     return _along(op.operands[0], rows, axes) if axes and _only_first(op, rows) else None
 
 
-def _cumulative_sum(op: OnnxOp, rows: Rows) -> int | None:
+def _cumulative(op: OnnxOp, rows: Rows) -> int | None:
     return _along(op.operands[0], rows, constant_integers(op.operands[1]))
 
 
@@ -150,11 +158,63 @@ def _gather(op: OnnxOp, rows: Rows) -> int | None:
     return None if indices in rows else _along(data, rows, [op.integer("axis", 0)])
 
 
+def _gather_elements(op: OnnxOp, rows: Rows) -> int | None:
+    """Indices into a table along the rows stand for themselves."""
+    data, indices = op.operands
+    if data in rows or indices not in rows:
+        return _same_rows(op, rows)
+    axis = op.integer("axis", 0) % len(shape(indices))
+    return rows[indices] if dynamic_axis(indices) == axis else None
+
+
 def _gather_nd(op: OnnxOp, rows: Rows) -> int | None:
     data, indices = op.operands
-    if data in rows or op.integer("batch_dims", 0):
+    if op.integer("batch_dims", 0):
         return None
-    return _along(indices, rows, [-1])
+    if data not in rows:
+        return _along(indices, rows, [-1])
+    return None if indices in rows else _along(data, rows, range(shape(indices)[-1]))
+
+
+def _groups(op: OnnxOp, rows: Rows) -> int | None:
+    """Normalisation over all dimensions but the first."""
+    if not _only_first(op, rows):
+        return None
+    return _along(op.operands[0], rows, range(1, len(shape(op.operands[0]))))
+
+
+def _scaled(op: OnnxOp, rows: Rows) -> int | None:
+    """Quantisation: scales of one tensor, or along `axis`."""
+    if not _only_first(op, rows):
+        return None
+    per_tensor = shape(op.operands[1]) in ((), (1,))
+    return _along(op.operands[0], rows, [] if per_tensor else [op.integer("axis", 1)])
+
+
+def _pad(op: OnnxOp, rows: Rows) -> int | None:
+    pads, axes = constant_integers(op.operands[1]), op.input("axes")
+    along = range(len(shape(op.operands[0]))) if axes is None else constant_integers(axes)
+    if pads is None or along is None or not _only_first(op, rows):
+        return None
+    padded = [
+        axis for axis, *ends in zip(along, pads, pads[len(along) :], strict=False) if any(ends)
+    ]
+    return _along(op.operands[0], rows, padded)
+
+
+def _einsum(op: OnnxOp, rows: Rows) -> int | None:
+    """The label of the rows stays in the result, and is nowhere that of anything else."""
+    equation = op.properties["equation"]
+    assert isinstance(equation, StringAttr)
+    terms, result = labels_of(equation.data, [len(shape(value)) for value in op.operands])
+    dynamic = [dynamic_axis(value) for value in op.operands]
+    labels = {term[axis] for term, axis in zip(terms, dynamic, strict=True) if axis is not None}
+    each = {rows[value] for value in op.operands if value in rows}
+    if len(labels) != 1 or len(each) != 1 or not labels <= set(result):
+        return None
+    (label,) = labels
+    places = sum(term.count(label) for term in terms)
+    return each.pop() if places == len(dynamic) - dynamic.count(None) else None
 
 
 def _transpose(op: OnnxOp, rows: Rows) -> int | None:
@@ -228,22 +288,27 @@ def _gemm(op: OnnxOp, rows: Rows) -> int | None:
 
 
 RULES: Mapping[str, Rule] = {
-    **dict.fromkeys([*ELEMENTWISE, *LOGIC, "Identity"], _elementwise),
+    **dict.fromkeys([*ELEMENTWISE, *LOGIC, "Dropout", "Identity"], _elementwise),
+    **dict.fromkeys(REDUCTIONS, _along_axes),
     **dict.fromkeys(
-        ["ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum"], _along_axes
+        ["Hardmax", "LogSoftmax", "LpNormalization", "Softmax", "TopK"], _along_axis(-1)
     ),
-    **dict.fromkeys(["LogSoftmax", "Softmax", "TopK"], _along_axis(-1)),
-    **dict.fromkeys(["ArgMax", "Split"], _along_axis(0)),
+    **dict.fromkeys(["ArgMax", "ArgMin", "Split"], _along_axis(0)),
+    **dict.fromkeys(["CumProd", "CumSum"], _cumulative),
+    **dict.fromkeys(["DequantizeLinear", "QuantizeLinear"], _scaled),
+    **dict.fromkeys(["GroupNormalization", "InstanceNormalization"], _groups),
     **dict.fromkeys(["LayerNormalization", "RMSNormalization"], _to_the_end),
     **dict.fromkeys(["Flatten", "Reshape", "Squeeze", "Unsqueeze"], _reshape),
-    **dict.fromkeys(["Concat", "GatherElements", "ScatterElements"], _same_rows),
-    "CumSum": _cumulative_sum,
+    **dict.fromkeys(["Concat", "ScatterElements"], _same_rows),
+    "Einsum": _einsum,
     "Expand": _expand,
     "Gather": _gather,
+    "GatherElements": _gather_elements,
     "GatherND": _gather_nd,
     "Gemm": _gemm,
     "MatMul": _matmul,
     "OneHot": _one_hot,
+    "Pad": _pad,
     "Slice": _slice,
     "Tile": _tile,
     "Transpose": _transpose,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from xdsl.context import Context
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.dialects.func import FuncOp
-from xdsl.ir import Block, Operation
+from xdsl.ir import Block, Operation, SSAValue
 from xdsl.passes import ModulePass
 from xdsl.rewriter import InsertPoint, Rewriter
 
@@ -26,7 +26,8 @@ class ScheduleLoadsPass(ModulePass):
 
     The banks are a ring: a load is moved ahead of the consumer whose end frees a bank for its first
     block. The DRAM channel serves requests in order, so the store of new keys and values, which
-    waits for a product, moves behind the next product: by then it is ready.
+    waits for a product, moves behind the next product: by then it is ready. A load with a predicate
+    stands behind the operation that gives it, and the loads that follow behind that load.
     """
 
     name = "schedule-loads"
@@ -66,6 +67,7 @@ def _hoist_loads(block: Block, banks: int) -> None:
     start = next(op for op in block.ops if not _is_load(op))
     oldest = 0
     in_flight = 0
+    earliest = start
     for load in loads:
         while in_flight >= banks:
             in_flight -= _banks(loads[oldest], banks)
@@ -73,9 +75,22 @@ def _hoist_loads(block: Block, banks: int) -> None:
         in_flight += _banks(load, banks)
         # Once the load before `oldest` is consumed, a bank is free for this one's first block.
         anchor = consumers[oldest - 1] if oldest else start
+        if load.operands:
+            anchor = max(anchor, _behind(load.operands[0]), key=places.__getitem__)
+        anchor = earliest = max(anchor, earliest, key=places.__getitem__)
         if places[anchor] < places[load]:
             load.detach()
             Rewriter.insert_op(load, InsertPoint.before(anchor))
+
+
+def _behind(predicate: SSAValue) -> Operation:
+    """The operation, no load, that follows the one which gives a predicate."""
+    op = predicate.owner
+    following = op.next_op if isinstance(op, Operation) else op.first_op
+    while following is not None and _is_load(following):
+        following = following.next_op
+    assert following is not None
+    return following
 
 
 def _consumer(load: Operation) -> Operation:
@@ -88,5 +103,7 @@ def _consumer(load: Operation) -> Operation:
 
 
 def _banks(load: Operation, banks: int) -> int:
-    """Banks that a load fills; one for a cache, whose length is only known at run time."""
+    """Banks that a load surely fills: none with a predicate, one for a cache of unknown length."""
+    if load.operands:
+        return 0
     return min(load.blocks, banks) if isinstance(load, LoadWeightOp) else 1

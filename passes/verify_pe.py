@@ -2,20 +2,23 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
 from xdsl.context import Context
 from xdsl.dialects.builtin import DYNAMIC_INDEX, ModuleOp, TensorType
 from xdsl.dialects.func import FuncOp, ReturnOp
-from xdsl.ir import Operation
+from xdsl.ir import Operation, SSAValue
 from xdsl.passes import ModulePass
 
 from speqc.dialects import pe, speq
 from speqc.dialects.speq import View, ViewType
+from speqc.passes.matching import ANY, shape
 from speqc.passes.verify_activations import check_activations
 from speqc.passes.verify_decode import check_programs
 from speqc.runtime import costs
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.module_attributes import module_context, module_target
+from speqc.runtime.routing import predicates, routers
 from speqc.runtime.target import Target
 from speqc.runtime.vector_ops import VECTOR_OPS
 from speqc.runtime.weight_traffic import weight_traffic
@@ -29,7 +32,8 @@ class VerifyPePass(ModulePass):
     """Check a module before it is written, and after it is read.
 
     Every operation belongs to the machine; symbols resolve; shapes are those of the declarations;
-    each stream has one consumer and streams are consumed in the order of their loads; blocks fit
+    predicates are the same for a product and its load, and have a value for each row; each stream
+    has one consumer and streams are consumed in the order of their loads; blocks fit
     the banks; the array is in the mode that its operand needs; each cache is appended to once,
     after it is read; activations do not overwrite each other; the decode programs are those that
     form-draft-verify makes.
@@ -72,6 +76,7 @@ class _StepRules:
         for op in self.function.body.block.ops:
             self._check(op)
             self._consume(op)
+        self._check_experts()
         missing = self.caches.keys() - self.appended
         if missing:
             raise self._error(None, f"cache @{min(missing)} is never appended to")
@@ -153,7 +158,36 @@ class _StepRules:
         if view.view != self.mode:
             raise self._error(op, f"reads a {view.view} view while the array's mode is {self.mode}")
 
+        load = op.weight.owner
+        if isinstance(load, pe.LoadWeightOp) and load.predicate is not op.predicate:
+            raise self._error(op, "its weight is loaded with another predicate")
+        if op.predicate is not None:
+            self._check_predicate(op, op.predicate)
+
+    def _check_predicate(self, op: Operation, predicate: SSAValue) -> None:
+        """A value for each row of the results, [1, M, ..., 1], that an operation has made."""
+        sizes = shape(predicate)
+        if sizes[:2] != (1, ANY) or sizes[-1] != 1:
+            raise self._error(op, f"its predicate is {predicate.type}, expected tensor<1x?x1xi1>")
+        if not isinstance(predicate.owner, pe.VectorOp) or predicate.owner.predicate is not None:
+            raise self._error(op, "its predicate is no result of an operation without one")
+        for result in op.results:
+            if prod(shape(result)[:-1]) != prod(sizes):
+                raise self._error(
+                    op, f"its predicate {predicate.type} has no value for each row of {result.type}"
+                )
+
+    def _check_experts(self) -> None:
+        count = len(predicates(self.function))
+        declared = sum(router.experts for router in routers(self.function))
+        if count != declared:
+            raise self._error(
+                None, f"its products have {count} predicates, {speq.EXPERTS} tells of {declared}"
+            )
+
     def _check_kernel(self, op: pe.VectorOp) -> None:
+        if op.predicate is not None:
+            self._check_predicate(op, op.predicate)
         kernel = op.kernel.data
         if kernel not in VECTOR_OPS and kernel not in OWN_KERNELS:
             raise self._error(op, f'the vector unit has no kernel "{kernel}"')

@@ -20,11 +20,13 @@ class WeightNames:
 
     taken: set[str] = field(default_factory=set)
 
-    def choose(self, user: Operation, tensor: str) -> str:
-        """A new symbol for a tensor of the file that `user` reads."""
+    def choose(self, user: Operation, tensor: str, part: int | None = None) -> str:
+        """A new symbol for a tensor of the file that `user` reads, or for a part of one."""
         name = _symbol(tensor)
         if NUMBERED.fullmatch(tensor) or not name:
             name = _symbol(_path(node_name(user))) or name or "weight"
+        if part is not None:
+            name = f"{name}.{part}"
         unique, count = name, 0
         while unique in self.taken:
             count += 1

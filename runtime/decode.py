@@ -14,6 +14,7 @@ from speqc.dialects import speq
 from speqc.runtime.calls import Call
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.machine import Machine
+from speqc.runtime.routing import Chosen
 from speqc.runtime.sampling import Sampler, SamplingOptions
 
 MODES = {
@@ -63,12 +64,15 @@ class Round:
 class Decoded:
     """What a run gave: tokens, rounds, machine calls, and the full logits behind each token.
 
+    `routes` has the experts that the full model chose for each position that it was fed.
+
     `logits` has one row [V] for each token where they were kept, else it is empty.
     """
 
     tokens: list[int] = field(default_factory=list)
     rounds: list[Round] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
+    routes: list[Chosen] = field(default_factory=list)
     logits: list[NDArray] = field(default_factory=list)
 
 
@@ -147,6 +151,7 @@ class _Host:
         with suppress(_Enough):
             self._enter(self.program.body, prompt)
         self.result.calls = self.machine.take_calls()
+        self.result.routes = self.machine.routes
         del self.result.logits[len(self.result.tokens) :]
         return self.result
 

@@ -8,13 +8,14 @@ from numpy.typing import NDArray
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.dialects.func import FuncOp
 
-from speqc.dialects.speq import CacheOp, WeightOp
+from speqc.dialects.speq import FULL, CacheOp, WeightOp
 from speqc.runtime.attention import KVCache
 from speqc.runtime.calls import Call
 from speqc.runtime.errors import SpeqcError
-from speqc.runtime.execute import Step
+from speqc.runtime.execute import Observer, Step
 from speqc.runtime.ir_values import numpy_dtype
 from speqc.runtime.module_attributes import module_context, module_opset
+from speqc.runtime.routing import Chosen
 from speqc.runtime.weights import Weight, WeightFile
 
 
@@ -32,6 +33,7 @@ class Machine:
         self.caches: dict[str, KVCache] = {}
         self._steps: dict[str, Step] = {}
         self._calls: list[Call] = []
+        self._routes: list[Chosen] = []
         self.length = 0
         for op in program.ops:
             if isinstance(op, WeightOp):
@@ -55,10 +57,12 @@ class Machine:
         chunk: int | None = None,
         *,
         last_chunk: bool = False,
+        observe: Observer | None = None,
     ) -> NDArray:
         """Run `tokens` through a step function, `chunk` at a time: logits [M, vocabulary].
 
-        With `last_chunk` only the logits of the last chunk are kept and returned.
+        With `last_chunk` only the logits of the last chunk are kept and returned. `observe` sees
+        every operation.
 
         Raises SpeqcError where the program has no such function or the context is full, ValueError
         where there is no token or no positive chunk.
@@ -79,12 +83,19 @@ class Machine:
         for start in range(0, len(rows), size):
             if last_chunk:
                 parts.clear()
-            parts.append(self._pass(function, step, rows[start : start + size]))
+            parts.append(self._pass(function, step, rows[start : start + size], observe))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _pass(self, function: str, step: Step, tokens: NDArray[np.int64]) -> NDArray:
-        self._calls.append(Call(function, len(tokens), self.length))
-        logits = step.run(tokens, self.length)
+    def _pass(
+        self, function: str, step: Step, tokens: NDArray[np.int64], observe: Observer | None
+    ) -> NDArray:
+        logits = step.run(tokens, self.length, observe)
+        chosen = step.chosen
+        rows = tuple(int(count) for count in chosen.sum(1))
+        self._calls.append(Call(function, len(tokens), self.length, rows))
+        if function == FULL:
+            del self._routes[self.length :]
+            self._routes += [tuple(map(int, column)) for column in chosen.T]
         self.length += len(tokens)
         return logits
 
@@ -98,11 +109,17 @@ class Machine:
         """Empty the caches and the record of calls."""
         self.truncate(0)
         self._calls.clear()
+        self._routes.clear()
 
     def take_calls(self) -> list[Call]:
         """The passes since the last reset, in order; forgets them."""
         calls, self._calls = self._calls, []
         return calls
+
+    @property
+    def routes(self) -> list[Chosen]:
+        """The experts that the full model chose at each position; empty where it has none."""
+        return list(self._routes)
 
 
 def _cache(op: CacheOp, capacity: int) -> KVCache:

@@ -1,10 +1,13 @@
 """Time a `pe` program: its step functions as ops of the resource model, for any M and cache length.
 
-Time depends on shapes, mode and cache length only, never on values.
+Time depends on shapes, mode and cache length, and for a mixture of experts on how many rows chose
+each expert, never on other values.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
 from typing import NamedTuple
 
 from xdsl.dialects.builtin import IntegerAttr, ModuleOp, TensorType
@@ -19,13 +22,28 @@ from speqc.runtime.calls import Call
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.ir_values import numpy_dtype
 from speqc.runtime.module_attributes import module_target
+from speqc.runtime.routing import Chosen, Router, expected_rows, predicates, routers
 from speqc.runtime.target import Target
-from speqc.runtime.timing import Array, Load, Op, StepTiming, Store, SwitchMode, Vector, time_step
+from speqc.runtime.timing import (
+    Array,
+    Load,
+    Op,
+    Skip,
+    StepTiming,
+    Store,
+    SwitchMode,
+    Vector,
+    time_step,
+)
 from speqc.runtime.vector_ops import VECTOR_OPS
 from speqc.runtime.weight_traffic import weight_traffic
 
 SOFTMAX_LANE_OPS = 8
 """Vector operations on each score: scale, maximum, subtract, exp (4), and divide."""
+
+BIAS_LANE_OPS, DIVISOR_LANE_OPS = 2, 1
+"""Vector operations more on each score: product and sum of a position bias; what a division takes
+more than a product."""
 
 LANE_OPS = {"rms_norm": 4, "rotary": 4}
 """Vector operations on each element of the kernels that are not ONNX's: multiply, add, scale twice;
@@ -59,34 +77,52 @@ class ProgramTimer:
         self._caches = {c.sym_name.data: c for c in program.ops if isinstance(c, CacheOp)}
         self._functions = {f.sym_name.data: f for f in program.ops if isinstance(f, FuncOp)}
         self._steps: dict[Call, StepCost] = {}
+        self._routers = {name: routers(step) for name, step in self._functions.items()}
         self._builders: dict[tuple[str, int, bool], _StepBuilder] = {}
 
-    def step(self, function: str, rows: int, past: int) -> StepCost:
-        """Time one pass of a step function over `rows` tokens behind `past` cached positions."""
-        call = Call(function, rows, past)
+    def routers(self, function: str) -> list[Router]:
+        """The routers of a step function's mixtures of experts."""
+        return self._routers.get(function, [])
+
+    def step(self, function: str, rows: int, past: int, chosen: Chosen = ()) -> StepCost:
+        """Time one pass of a step function over `rows` tokens behind `past` cached positions.
+
+        `chosen` rows go to each expert, by default as many as `routing.Router.expected` says.
+        """
+        call = Call(function, rows, past, chosen)
         if call not in self._steps:
-            self._steps[call] = self.time(function, rows, past)
+            self._steps[call] = self.time(*call)
         return self._steps[call]
 
-    def time(self, function: str, rows: int, past: int) -> StepCost:
+    def time(self, function: str, rows: int, past: int, chosen: Chosen = ()) -> StepCost:
         """Time one pass anew, whether or not it is known from before."""
-        ops = self.ops(function, rows, past)
+        ops = self.ops(function, rows, past, chosen)
         timing = time_step([entry.op for entry in ops], self.target)
         return StepCost(timing, sum(entry.dram_bytes for entry in ops))
 
-    def ops(self, function: str, rows: int, past: int) -> list["TimedOp"]:
+    def ops(self, function: str, rows: int, past: int, chosen: Chosen = ()) -> list["TimedOp"]:
         """The resource model's ops for one pass, each with its DRAM traffic and its origin."""
         if function not in self._functions:
             raise SpeqcError(f"the program has no step function @{function}")
+        if chosen:
+            return self._build(function, rows, past, chosen).with_past(past)
         # Steps that differ in the cache's length alone share all ops but those that read it.
         key = function, rows, past > 0
         if key not in self._builders:
-            self._builders[key] = self._build(function, rows, past)
+            expected = expected_rows(self._routers[function], rows)
+            self._builders[key] = self._build(function, rows, past, expected)
         return self._builders[key].with_past(past)
 
-    def _build(self, function: str, rows: int, past: int) -> "_StepBuilder":
-        builder = _StepBuilder(self.target, self._weights, self._caches, rows, past)
-        for op in self._functions[function].body.block.ops:
+    def _build(self, function: str, rows: int, past: int, chosen: Chosen) -> "_StepBuilder":
+        step = self._functions[function]
+        known = predicates(step)
+        if len(known) != len(chosen):
+            raise SpeqcError(
+                f"@{function}: the program has {len(known)} experts, the pass to time {len(chosen)}"
+            )
+        experts = dict(zip(known, chosen, strict=True))
+        builder = _StepBuilder(self.target, self._weights, self._caches, rows, past, experts)
+        for op in step.body.block.ops:
             builder.add(op)
         return builder
 
@@ -119,12 +155,14 @@ class _StepBuilder:
         caches: dict[str, CacheOp],
         rows: int,
         past: int,
+        experts: Mapping[SSAValue, int],
     ):
         self.target = target
         self.weights = weights
         self.caches = caches
         self.rows = rows
         self.past = past
+        self.experts = experts
         self.ops: list[TimedOp] = []
         self.place = 0
         self.varying: list[tuple[int, Operation]] = []
@@ -185,8 +223,30 @@ class _StepBuilder:
 
     def _load_weight(self, op: pe.LoadWeightOp) -> None:
         block, last = op.block_bytes.value.data, op.last_block_bytes.value.data
-        load = Load(op.blocks, self._cycles(block), self._cycles(last))
+        after = self._known(op.predicate)
+        if op.predicate is not None and not self.experts[op.predicate]:
+            return
+        load = Load(op.blocks, self._cycles(block), self._cycles(last), after)
         self._load(op, load, (op.blocks - 1) * block + last)
+
+    def _known(self, predicate: SSAValue | None) -> tuple[int, ...]:
+        """Ops whose results a predicate waits for."""
+        return () if predicate is None else self.ready.get(predicate, ())
+
+    def _skips(self, op: pe.GemmOp | pe.VectorOp) -> bool:
+        """Whether no row of an op is computed: then its results are zero with the predicate."""
+        if op.predicate is None or self.experts[op.predicate]:
+            return False
+        after = self._known(op.predicate)
+        if isinstance(op, pe.GemmOp):
+            self._append(Skip(after), 0, op)
+        self._rename(op, after)
+        return True
+
+    def _share(self, predicate: SSAValue) -> Fraction:
+        """The share of rows that a predicate holds for."""
+        assert isinstance(predicate.type, TensorType)
+        return Fraction(self.experts[predicate], elements(predicate.type, self.rows))
 
     def _constant_bytes(self, op: pe.LoadConstantOp) -> int:
         assert isinstance(op.stream.type, pe.StreamType)
@@ -213,10 +273,16 @@ class _StepBuilder:
         self._load(op, cost.load(), cost.stream_bytes)
 
     def _inputs(self, op: Operation) -> tuple[tuple[int, ...], int, int]:
-        """Ops whose results `op` waits for, and bytes of operands and results that live in DRAM."""
+        """Ops whose results `op` waits for, and bytes of operands and results that live in DRAM.
+
+        With a predicate, of the rows that it holds for.
+        """
         after = tuple(sorted({place for v in op.operands for place in self.ready.get(v, ())}))
         read = sum(dram_bytes(v, self.rows, self.target) for v in op.operands if v in self.ready)
         write = sum(dram_bytes(v, self.rows, self.target) for v in op.results)
+        if isinstance(op, pe.GemmOp | pe.VectorOp) and op.predicate is not None:
+            share = self._share(op.predicate)
+            return after, ceil(read * share), ceil(write * share)
         return after, read, write
 
     def _finish(self, op: Operation, timed: Op, size: int) -> None:
@@ -236,10 +302,13 @@ class _StepBuilder:
         self._finish(op, timed, size + write)
 
     def _gemm(self, op: pe.GemmOp) -> None:
+        if self._skips(op):
+            return
         load = op.weight.owner
         assert isinstance(load, pe.LoadWeightOp)
         tiling = load.tiling
-        tile_cycles = max(self.target.array_rows, self.rows)
+        rows = self.rows if op.predicate is None else self.experts[op.predicate]
+        tile_cycles = max(self.target.array_rows, rows)
         full_blocks = load.blocks - 1
         last_tiles = tiling.tiles - full_blocks * tiling.tiles_per_block
         after, read, write = self._inputs(op)
@@ -257,8 +326,13 @@ class _StepBuilder:
         self._finish(op, timed, read + write)
 
     def _vector(self, op: pe.VectorOp) -> None:
+        if self._skips(op):
+            return
         kernel = op.kernel.data
-        cycles = costs.vector_cycles(*self._vector_work(op, kernel), self.target)
+        count, lane_ops = self._vector_work(op, kernel)
+        if op.predicate is not None:
+            count = ceil(count * self._share(op.predicate))
+        cycles = costs.vector_cycles(count, lane_ops, self.target)
         after, read, write = self._inputs(op)
         streams = [self.loads[value] for value in op.operands if value in self.loads]
         if not streams and (shares_buffer(op) or not (cycles or write)):
@@ -315,7 +389,10 @@ class _StepBuilder:
             op,
         )
         count = heads * self.rows * (self.past + self.rows)
-        work = costs.vector_cycles(count, SOFTMAX_LANE_OPS, self.target)
+        lane_ops = SOFTMAX_LANE_OPS
+        lane_ops += BIAS_LANE_OPS if op.position_bias is not None else 0
+        lane_ops += DIVISOR_LANE_OPS if op.score_divisor is not None else 0
+        work = costs.vector_cycles(count, lane_ops, self.target)
         second = self._append(
             Vector(work, (first,), self._cycles(scores), self._cycles(weights)),
             scores + weights,

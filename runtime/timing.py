@@ -7,11 +7,13 @@ refers to earlier ones by their place in the list. The rules:
 - A ``Load`` streams n blocks from DRAM. A block holds the channel while it is transferred, is
   usable ``dram_latency`` later, and takes one bank. Banks are a ring over all streams in order of
   use: a transfer may start once the block B places before it has been released. No transfer starts
-  before its load is issued, which is when the compute op before it in program order starts.
+  before its load is issued, which is when the compute op before it in program order starts, nor
+  before the results that it waits for (``after``) are ready.
 - An ``Array`` op consumes the blocks of its load in order, and releases each bank as it ends.
 - The channel serves requests in the program order of the ops that need them: the operands of an op
   that live in DRAM (``read_cycles``), then the blocks of its load, then its result if that goes to
-  DRAM (``write_cycles``). A ``Store`` takes its own place in program order.
+  DRAM (``write_cycles``). A ``Store`` takes its own place in program order, and so does the
+  ``Skip`` of a load that turns out not to be needed.
 
 ``time_step`` needs O(B) work for a stream of any length. ``timing_reference`` walks block by block
 and gives the same numbers. Operands in the activation SRAM and partial sums cost nothing here.
@@ -32,12 +34,14 @@ Bound = Literal["dram", "array", "vector"]
 class Load:
     """An asynchronous stream of ``blocks`` >= 1 blocks from DRAM; the last may be shorter.
 
-    Cycles are those for which one block occupies the DRAM channel.
+    Cycles are those for which one block occupies the DRAM channel. ``after`` are the ops whose
+    results say whether it is needed.
     """
 
     blocks: int
     block_cycles: int
     last_block_cycles: int
+    after: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +83,20 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True)
+class Skip:
+    """A load that is not needed: the channel learns it, and goes on, with the results ``after``."""
+
+    after: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class SwitchMode:
     """Reconfiguration of the array between full and draft mode; holds the array."""
 
     cycles: int
 
 
-Op = Load | Array | Vector | Store | SwitchMode
+Op = Load | Array | Vector | Store | Skip | SwitchMode
 
 
 class OpTiming(NamedTuple):
@@ -119,13 +130,15 @@ def time_step(ops: Sequence[Op], target: Target) -> StepTiming:
     for index, op in enumerate(ops):
         match op:
             case Load():
-                clock.issued[index] = clock.last_start
+                clock.issue(index, op)
             case Array():
                 clock.array(index, op)
             case Vector():
                 clock.vector(index, op)
             case Store():
-                clock.store(index, op)
+                clock.store(index, op.cycles, op.after)
+            case Skip():
+                clock.store(index, 0, op.after)
             case SwitchMode():
                 clock.switch(index, op)
     return StepTiming(
@@ -155,7 +168,7 @@ def check_step(ops: Sequence[Op]) -> None:
             expected = pending.popleft() if pending else None
             if op.load != expected:
                 raise ValueError(f"op {index}: must consume load {expected}, consumes {op.load}")
-        if isinstance(op, Array | Vector | Store):
+        if not isinstance(op, SwitchMode):
             _check_after(ops, index, op.after)
     if pending:
         raise ValueError(f"op {pending[0]}: no op consumes this load")
@@ -170,13 +183,15 @@ def _costs(op: Op) -> tuple[int, ...]:
             return *work, op.read_cycles, op.write_cycles
         case Vector():
             return op.cycles, op.read_cycles, op.write_cycles
+        case Skip():
+            return (0,)
         case _:
             return (op.cycles,)
 
 
 def _check_after(ops: Sequence[Op], index: int, after: tuple[int, ...]) -> None:
     for earlier in after:
-        if not 0 <= earlier < index or isinstance(ops[earlier], Load | Store):
+        if not 0 <= earlier < index or isinstance(ops[earlier], Load | Store | Skip):
             raise ValueError(f"op {index}: {earlier} is no earlier op that computes")
 
 
@@ -224,10 +239,13 @@ class _Clock:
         start = self.free["array"]
         self._finish(index, "array", start, start + op.cycles, op.cycles, 0, 0, 0)
 
-    def store(self, index: int, op: Store) -> None:
-        start = max(self.dram_free, self._results(op.after))
-        self.dram_free = end = start + op.cycles
-        self.dram_busy += op.cycles
+    def issue(self, index: int, op: Load) -> None:
+        self.issued[index] = max(self.last_start, self._results(op.after))
+
+    def store(self, index: int, cycles: int, after: tuple[int, ...]) -> None:
+        start = max(self.dram_free, self._results(after))
+        self.dram_free = end = start + cycles
+        self.dram_busy += cycles
         self.timings[index] = OpTiming(start, end, end, "dram")
 
     def _results(self, after: tuple[int, ...]) -> int:

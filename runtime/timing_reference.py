@@ -1,6 +1,10 @@
-"""The timing rules of ``timing`` block by block: slow, obvious, the measure of the closed form."""
+"""The timing rules of ``timing`` block by block: slow, obvious, the measure of the closed form.
+
+The walk also knows what the closed form leaves out: when each unit was held, and by which block.
+"""
 
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 from speqc.runtime.target import Target
 from speqc.runtime.timing import (
@@ -9,6 +13,7 @@ from speqc.runtime.timing import (
     Load,
     Op,
     OpTiming,
+    Skip,
     StepTiming,
     Store,
     SwitchMode,
@@ -17,15 +22,42 @@ from speqc.runtime.timing import (
 )
 
 
+Part = Literal["read", "block", "work", "write"]
+
+
+class Hold(NamedTuple):
+    """A unit held from cycle ``start`` to ``end``.
+
+    ``part`` says for what: an operand read from DRAM, block number ``block`` of a stream, work (on
+    that block), or a result written to DRAM. ``op`` is the place of the op, for a block the load's.
+    """
+
+    unit: Bound
+    op: int
+    part: Part
+    block: int
+    start: int
+    end: int
+
+
 def time_step_by_blocks(ops: Sequence[Op], target: Target) -> StepTiming:
     """Time a step by placing every block of every stream. Raises ValueError as ``time_step``."""
+    return walk_step(ops, target)[0]
+
+
+def walk_step(ops: Sequence[Op], target: Target) -> tuple[StepTiming, list[Hold]]:
+    """``time_step_by_blocks``, and all that units were held for, each unit's in order of time.
+
+    Raises ValueError as ``time_step``.
+    """
     check_step(ops)
     reference = _Reference(ops, target)
     for index, op in enumerate(ops):
         reference.place(index, op)
     timings = tuple(reference.timings[index] for index in range(len(ops)))
     cycles = max((timing.ready for timing in timings), default=0)
-    return StepTiming(cycles, timings, *(reference.busy[unit] for unit in reference.busy))
+    busy = (reference.busy[unit] for unit in reference.busy)
+    return StepTiming(cycles, timings, *busy), reference.holds
 
 
 class _Reference:
@@ -34,25 +66,33 @@ class _Reference:
     def __init__(self, ops: Sequence[Op], target: Target) -> None:
         self.ops = ops
         self.target = target
-        self.free = {"dram": 0, "array": 0, "vector": 0}
-        self.busy = {"dram": 0, "array": 0, "vector": 0}
+        self.free: dict[Bound, int] = {"dram": 0, "array": 0, "vector": 0}
+        self.busy: dict[Bound, int] = {"dram": 0, "array": 0, "vector": 0}
+        self.holds: list[Hold] = []
         self.released: list[int] = []
         self.issued: dict[int, int] = {}
         self.last_start = 0
         self.timings: dict[int, OpTiming] = {}
 
-    def hold(self, unit: str, earliest: int, cycles: int) -> int:
+    def hold(
+        self, unit: Bound, earliest: int, cycles: int, op: int, part: Part, block: int = 0
+    ) -> int:
         """Hold a unit for ``cycles`` once it is free, not before ``earliest``; give the end."""
-        self.free[unit] = max(self.free[unit], earliest) + cycles
+        end = self.free[unit] = max(self.free[unit], earliest) + cycles
         self.busy[unit] += cycles
-        return self.free[unit]
+        if cycles:
+            self.holds.append(Hold(unit, op, part, block, end - cycles, end))
+        return end
 
     def place(self, index: int, op: Op) -> None:
         if isinstance(op, Load):
-            self.issued[index] = self.last_start
+            self.issued[index] = max(self.last_start, self.results(op.after))
         elif isinstance(op, Store):
-            end = self.hold("dram", self.results(op.after), op.cycles)
+            end = self.hold("dram", self.results(op.after), op.cycles, index, "write")
             self.timings[index] = OpTiming(end - op.cycles, end, end, "dram")
+        elif isinstance(op, Skip):
+            end = self.hold("dram", self.results(op.after), 0, index, "write")
+            self.timings[index] = OpTiming(end, end, end, "dram")
         elif isinstance(op, SwitchMode):
             self.compute(index, "array", None, [op.cycles], 0, 0, (), 0, 0)
         elif isinstance(op, Vector):
@@ -90,7 +130,8 @@ class _Reference:
         dram_before = self.busy["dram"]
         ready = self.results(after)
         if read_cycles:
-            ready = self.hold("dram", ready, read_cycles) + self.target.dram_latency_cycles
+            read = self.hold("dram", ready, read_cycles, index, "read")
+            ready = read + self.target.dram_latency_cycles
         usable = [0] * len(work)
         starts = []
         transfers = []
@@ -100,7 +141,7 @@ class _Reference:
                 usable[block] = transfers[-1] + self.target.dram_latency_cycles
             if block == 0:
                 cycles += lead
-            end = self.hold(unit, max(usable[block], ready), cycles)
+            end = self.hold(unit, max(usable[block], ready), cycles, index, "work", block)
             starts.append(end - cycles)
             if load is not None:
                 self.released.append(end)
@@ -109,7 +150,7 @@ class _Reference:
         end = self.free[unit]
         ready = end + drain
         if write_cycles:
-            ready = self.hold("dram", ready, write_cycles)
+            ready = self.hold("dram", ready, write_cycles, index, "write")
         worked = lead + sum(work)
         bound = "dram" if self.busy["dram"] - dram_before > worked else unit
         self.last_start = starts[0]
@@ -120,7 +161,8 @@ class _Reference:
         banks = self.target.weight_sram_banks
         bank_free = self.released[-banks] if len(self.released) >= banks else 0
         cycles = self.block_cycles(load_index, block)
-        return self.hold("dram", max(bank_free, self.issued[load_index]), cycles)
+        earliest = max(bank_free, self.issued[load_index])
+        return self.hold("dram", earliest, cycles, load_index, "block", block)
 
     def block_cycles(self, load_index: int, block: int) -> int:
         load = self.ops[load_index]

@@ -1,8 +1,8 @@
 """Recorded runs: what `speqc run --json` wrote, as far as time depends on it."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ class Replay:
     new_tokens: int
     rounds: Sequence[Round]
     prompt_chunk: int | None
+    experts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Texts of `routing.to_text`: of the passes of the prompt, of those after it, and of the tokens
+    in plain decoding; each may be absent."""
 
     def calls(self, chunk: int) -> list[Call]:
         """The passes of the run, with a prompt in chunks of `chunk` tokens."""
@@ -51,6 +54,7 @@ def _replay(report: dict[str, Any], prompt_length: int | None) -> Replay:
         _count(report["new_tokens"]),
         [_round(entry) for entry in report.get("rounds", ())],
         _chunk(report.get("prompt_chunk")),
+        _experts(report.get("experts", {}), moved=prompt_length is not None),
     )
     if run.mode not in MODES:
         raise ValueError(f"unknown mode {run.mode!r}")
@@ -63,6 +67,17 @@ def _give(rounds: Sequence[Round], tokens: int) -> bool:
     """Whether rounds give so many tokens, the prompt the first, and the last round maybe more."""
     given = [entry.accepted + 1 for entry in rounds]
     return sum(given[:-1]) < tokens - 1 <= sum(given) if given else tokens == 1
+
+
+def _experts(fields: dict[str, Any], *, moved: bool) -> dict[str, list[str]]:
+    """What is recorded of the choice of experts; of a prompt of another length, nothing."""
+    found = {}
+    for name in ("passes", "plain") if moved else ("prompt", "passes", "plain"):
+        texts = fields.get(name, [])
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"experts: expected a list of texts in {name}")
+        found[name] = texts
+    return found
 
 
 def _chunk(value: object) -> int | None:

@@ -17,10 +17,12 @@ import click
 
 from speqc.diagnostics import progress
 from speqc.dialects.speq import DRAFT, FULL
+from speqc.expert_report import expert_fields, expert_text
 from speqc.runtime.calls import Call
 from speqc.runtime.decode import Round
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.program_timing import ProgramTimer
+from speqc.runtime.routing import Chosen
 from speqc.tables import print_table
 
 Fields = dict[str, Any]
@@ -33,9 +35,14 @@ def prompt_calls(prompt_length: int, chunk: int) -> list[Call]:
     return [Call(FULL, min(chunk, prompt_length - start), start) for start in starts]
 
 
-def token_calls(prompt_length: int, tokens: int) -> list[Call]:
-    """The passes of autoregressive decoding after the prompt, whose last row gives one token."""
-    return [Call(FULL, 1, prompt_length + place) for place in range(tokens - 1)]
+def token_calls(prompt_length: int, tokens: int, routes: Sequence[Chosen] = ()) -> list[Call]:
+    """The passes of autoregressive decoding after the prompt, whose last row gives one token.
+
+    `routes` has the experts that each of the tokens chooses, as far as that is known.
+    """
+    calls = [Call(FULL, 1, prompt_length + place) for place in range(tokens - 1)]
+    known = [call._replace(chosen=chosen) for call, chosen in zip(calls, routes, strict=False)]
+    return known + calls[len(known) :]
 
 
 def round_calls(prompt_length: int, rounds: Iterable[Round]) -> list[Call]:
@@ -103,11 +110,16 @@ def run_fields(
     tokens: int,
     calls: Sequence[Call],
     rounds: Sequence[Round],
+    routes: Sequence[Chosen] = (),
 ) -> Fields:
-    """What the passes of a run say: acceptance, passes, and time beside plain decoding's."""
+    """What the passes of a run say: acceptance, passes, and time beside plain decoding's.
+
+    `routes` has the experts that the tokens after the prompt choose, as far as that is known.
+    """
     prompt = [call for call in calls if call.past < prompt_length]
     full_passes = sum(call.function == FULL for call in calls) - len(prompt)
-    baseline = [*prompt, *token_calls(prompt_length, tokens)]
+    plain = token_calls(prompt_length, tokens, routes)
+    baseline = [*prompt, *plain]
     time_calls(timer, [*calls, *baseline])
     fields = {
         "prompt_tokens": prompt_length,
@@ -115,6 +127,7 @@ def run_fields(
         **acceptance_fields(rounds),
         "full_passes": full_passes,
         "full_passes_per_token": full_passes / (tokens - 1) if tokens > 1 else 0.0,
+        **expert_fields(timer, calls[: len(prompt)], calls[len(prompt) :], plain),
         "target": timer.target.name,
         "simulated": timing_fields(timer, calls, prompt_length, tokens),
         "baseline": {"simulated": timing_fields(timer, baseline, prompt_length, tokens)},
@@ -195,6 +208,8 @@ def report_rows(fields: Fields) -> list[tuple[str, str, str]]:
         rows.append((label, show(ours[key]), show(plain[key])))
     rows.append(("speedup", f"{fields['speedup']:.2f}x", "1.00x"))
     rows.append(("speedup after the prompt", f"{fields['decode_speedup']:.2f}x", "1.00x"))
+    if "experts" in fields:
+        rows.append(("experts", expert_text(fields["experts"]), ""))
     if "wall_seconds" in fields:
         rows.append(("decoding on this computer", show_time(fields["wall_seconds"]), ""))
     return rows

@@ -316,3 +316,79 @@ def test_operations_of_the_walk(artifact: Artifact) -> None:
 
     loads = [op for op in artifact.program.walk() if isinstance(op, LoadWeightOp)]
     assert sum(map(is_early, loads)) > len(loads) / 2
+
+
+CHOSEN = """
+          %one = pe.immediate dense<1> : tensor<i64>
+          %is = pe.vector "Equal"(%tokens, %one)
+            : (tensor<1x?xi64>, tensor<i64>) -> tensor<1x?xi1>
+          %last = pe.immediate dense<[-1]> : tensor<1xi64>
+          %chosen = pe.vector "Unsqueeze"(%is, %last)
+            : (tensor<1x?xi1>, tensor<1xi64>) -> tensor<1x?x1xi1>
+          %numbers = pe.vector "Cast"(%tokens) {arguments = {to = 10 : i64}}
+            : (tensor<1x?xi64>) -> tensor<1x?xf16>
+          %column = pe.vector "Unsqueeze"(%numbers, %last)
+            : (tensor<1x?xf16>, tensor<1xi64>) -> tensor<1x?x1xf16>
+          %pair = pe.vector "Concat"(%column, %column) {arguments = {axis = -1 : i64}}
+            : (tensor<1x?x1xf16>, tensor<1x?x1xf16>) -> tensor<1x?x2xf16>"""
+
+
+@pytest.mark.parametrize("tokens", [[1, 2, 1, 3], [2, 3], [1], [1, 1]])
+def test_rows_without_their_predicate_are_zero(tmp_path: Path, tokens: list[int]) -> None:
+    """Also in operations of several results, and where no row is computed."""
+    machine = small(
+        f"""{CHOSEN}
+          %first, %second = pe.vector "Split"(%pair) when %chosen : tensor<1x?x1xi1>
+            {{arguments = {{axis = -1 : i64, num_outputs = 2 : i64}}}}
+            : (tensor<1x?x2xf16>) -> tensor<1x?x1xf16>, tensor<1x?x1xf16>
+          %exp = pe.vector "Exp"(%second) when %chosen : tensor<1x?x1xi1>
+            : (tensor<1x?x1xf16>) -> tensor<1x?x1xf16>
+          %out = pe.vector "Concat"(%first, %exp) {{arguments = {{axis = -1 : i64}}}}
+            : (tensor<1x?x1xf16>, tensor<1x?x1xf16>) -> tensor<1x?x2xf16>""",
+        tmp_path,
+        width=2,
+    )
+    expected = [[1, np.exp(1)] if token == 1 else [0, 0] for token in tokens]
+    logits = machine.call("full", tokens)
+    assert np.allclose(logits, expected, atol=2e-3)
+    zeros = logits[np.array(tokens) != 1]
+    assert not zeros.view(np.uint16).any()
+
+
+@pytest.mark.parametrize("rows", [[1, 0, 1, 1, 0, 0, 1], [0] * 5, [1] * 5])
+def test_a_product_for_some_rows(tmp_path: Path, rows: list[int]) -> None:
+    """Rows that are computed have the bits of the product for all rows; the others are +0."""
+    random = np.random.default_rng(1)
+    weight = random.normal(size=(1, 2, 64)).astype(np.float16)
+    weight[:, :, 3:] = 0
+    save_file({"w.fp16": weight.view(np.uint16)}, tmp_path / "weights.safetensors")
+    machines = []
+    for when, attributes in (
+        ("", ""),
+        ("when %chosen : tensor<1x?x1xi1>", "attributes {speq.experts = [array<i64: 1, 1>]}"),
+    ):
+        module = parse(f"""
+          builtin.module attributes {{onnx.opset = 17 : i64, speq.context = 64 : i64}} {{
+            speq.weight @w from "w" : tensor<2x3xf16> {{digest = "sha256:00", kept = "a test"}}
+            func.func @full(%tokens: tensor<1x?xi64>) -> tensor<1x?x3xf16> {attributes} {{
+              {CHOSEN}
+              pe.mode full
+              %s = pe.load_weight @w {when} {{tiling = #pe.tiling<64x64, grid 1x1, per_block 1>,
+                block_bytes = 0 : i64, last_block_bytes = 8192 : i64}}
+                : !pe.stream<!speq.view<2x3, full>>
+              %out = pe.gemm %pair, %s {when}
+                : (tensor<1x?x2xf16>, !pe.stream<!speq.view<2x3, full>>) -> tensor<1x?x3xf16>
+              func.return %out : tensor<1x?x3xf16>
+            }}
+          }}""")
+        machines.append(Machine(module, WeightFile(tmp_path / "weights.safetensors")))
+    tokens = [1 if row else 2 + place for place, row in enumerate(rows)]
+    plain, ours = (machine.call("full", tokens).view(np.uint16) for machine in machines)
+    chosen = np.array(rows, bool)
+    assert np.array_equal(ours[chosen], plain[chosen])
+    assert plain[~chosen].any() or chosen.all()
+    assert not ours[~chosen].any()
+    assert machines[1].take_calls() == [Call("full", len(rows), 0, (sum(rows),))]
+    assert machines[1].routes == [(row,) for row in rows]
+    assert machines[0].take_calls() == [Call("full", len(rows), 0)]
+    assert machines[0].routes == []

@@ -21,7 +21,14 @@ from speqc.runtime.activations import ROW_BYTES, elements, row_bytes, shares_buf
 from speqc.runtime.calls import Call
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.module_attributes import target_attribute
-from speqc.runtime.program_timing import LANE_OPS, SOFTMAX_LANE_OPS, ProgramTimer, TimedOp
+from speqc.runtime.program_timing import (
+    BIAS_LANE_OPS,
+    DIVISOR_LANE_OPS,
+    LANE_OPS,
+    SOFTMAX_LANE_OPS,
+    ProgramTimer,
+    TimedOp,
+)
 from speqc.runtime.target import Target
 from speqc.runtime.timing import Array, Load, Store, SwitchMode, Vector
 from speqc.runtime.timing_reference import time_step_by_blocks
@@ -423,6 +430,26 @@ def test_wide_caches_move_twice_the_bytes(unit: str) -> None:
     # 2 heads of 8 + 4 numbers a position.
     assert loads == {"half": past * 2 * 12 * 2, "single": past * 2 * 12 * 4}
     assert work["half"] == work["single"]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "more"),
+    [
+        (
+            "position_bias = #speq.position_bias"
+            "<row, array<f32: 1.0, 0.5, 0.25, 0.125>, f32, f32, f32>",
+            BIAS_LANE_OPS,
+        ),
+        ("score_divisor = 3.0 : f16", DIVISOR_LANE_OPS),
+    ],
+)
+def test_biases_and_divisions_take_the_vector_unit_longer(attributes: str, more: int) -> None:
+    text = attention("half", "f16").replace("{score_type", f"{{{attributes}, score_type")
+    module = step_of(text, out="tensor<1x4x?x4xf16>")
+    _, softmax, _ = of_kind(ProgramTimer(module).ops("full", 3, 100), pe.AttentionOp)
+    assert isinstance(softmax.op, Vector)
+    expected = costs.vector_cycles(4 * 3 * 103, SOFTMAX_LANE_OPS + more, TARGET)
+    assert softmax.op.cycles == expected
 
 
 def test_scores_that_do_not_fit_go_to_dram() -> None:

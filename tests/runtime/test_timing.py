@@ -11,6 +11,7 @@ from speqc.runtime.timing import (
     Load,
     Op,
     OpTiming,
+    Skip,
     Store,
     SwitchMode,
     Unit,
@@ -137,6 +138,28 @@ def test_operands_in_dram_precede_the_stream() -> None:
     assert timing[2] == (22, 24, 24, "dram")
 
 
+def test_a_load_waits_for_its_predicate() -> None:
+    # The predicate is known at 20: the load that waits for it starts then, the next behind it.
+    ops = [
+        Vector(20),
+        Load(1, 10, 10, after=(0,)),
+        Load(1, 5, 5),
+        Array(1, 3, 3, after=(0,)),
+        Array(2, 1, 1),
+    ]
+    timing = timings(ops, machine())
+    assert timing[1] == (20, 30, 30, "dram")
+    assert timing[2] == (30, 35, 35, "dram")
+
+
+def test_a_load_that_is_not_needed_holds_the_queue_until_that_is_known() -> None:
+    ops = [Vector(20), Load(1, 5, 5), Skip(after=(0,)), Array(1, 1, 1)]
+    timing = timings(ops, machine(vector_latency=3))
+    assert timing[2] == (23, 23, 23, "dram")
+    assert timing[1] == (23, 28, 28, "dram")
+    assert time_step(ops, machine()).dram_busy_cycles == 5
+
+
 def test_switch_holds_the_array() -> None:
     ops = [Array(None, 0, 10, drain=100), SwitchMode(64), Array(None, 0, 1), Vector(3)]
     timing = timings(ops, machine())
@@ -182,6 +205,8 @@ def test_long_streams_cost_nothing() -> None:
         ([Store(1), Vector(1, after=(0,))], "op 1: 0 is no earlier op"),
         ([Load(1, 1, 1), Array(0, 1, 1, after=(0,))], "op 1: 0 is no earlier op"),
         ([Vector(1), Vector(1, after=(-1,))], "op 1: -1 is no earlier op"),
+        ([Vector(1), Load(1, 1, 1, after=(2,)), Array(1, 1, 1)], "op 1: 2 is no earlier op"),
+        ([Skip(), Skip(after=(0,))], "op 1: 0 is no earlier op"),
         ([Vector(-1)], "op 0: a cost is negative"),
     ],
 )
@@ -212,7 +237,8 @@ class Steps:
 
     def load(self) -> None:
         self.loads.append(len(self.ops))
-        self.ops.append(Load(self.draw(st.integers(1, 60)), self.draw(COSTS), self.draw(COSTS)))
+        costs = self.draw(COSTS), self.draw(COSTS)
+        self.ops.append(Load(self.draw(st.integers(1, 60)), *costs, self.after()))
 
     def array(self, load: int | None) -> None:
         draw = self.draw
@@ -228,6 +254,9 @@ class Steps:
         if kind == "store":
             self.ops.append(Store(draw(COSTS), after))
             return
+        if kind == "skip":
+            self.ops.append(Skip(after))
+            return
         self.results.append(len(self.ops))
         if kind == "switch":
             self.ops.append(SwitchMode(draw(COSTS)))
@@ -238,7 +267,7 @@ class Steps:
 @st.composite
 def steps(draw: st.DrawFn) -> list[Op]:
     step = Steps(draw)
-    kinds = ["load", "load", "consume", "consume", "array", "vector", "store", "switch"]
+    kinds = ["load", "load", "consume", "consume", "array", "vector", "store", "switch", "skip"]
     for kind in draw(st.lists(st.sampled_from(kinds), max_size=8)):
         if kind == "load":
             step.load()

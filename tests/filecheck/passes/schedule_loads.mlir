@@ -34,6 +34,31 @@ builtin.module attributes {onnx.opset = 20 : i64, speq.context = 128 : i64, pe.t
     func.return
   }
 
+  // A load with a predicate waits until that is known, and those behind it wait too. It may bring
+  // nothing, so that it counts no bank: @c is fetched as early as without it.
+
+  // CHECK-LABEL: func.func @chosen
+  // CHECK-NEXT:    %a_w = pe.load_weight @a
+  // CHECK-NEXT:    pe.mode full
+  // CHECK-NEXT:    %known = pe.vector "Cast"
+  // CHECK-NEXT:    %b_w = pe.load_weight @b when %known
+  // CHECK-NEXT:    %c_w = pe.load_weight @c
+  // CHECK-NEXT:    %a = pe.gemm %x, %a_w
+  // CHECK-NEXT:    %b = pe.gemm %x, %b_w when %known
+  // CHECK-NEXT:    %c = pe.gemm %x, %c_w
+  // CHECK-NEXT:    func.return
+  func.func @chosen(%x: tensor<1x?x64xf16>, %y: tensor<1x?x1xf16>) {
+    pe.mode full
+    %known = pe.vector "Cast"(%y) {arguments = {to = 9 : i64}} : (tensor<1x?x1xf16>) -> tensor<1x?x1xi1>
+    %a_w = pe.load_weight @a {tiling = #pe.tiling<64x64, grid 1x2, per_block 1>, block_bytes = 8192 : i64, last_block_bytes = 8192 : i64} : !pe.stream<!speq.view<64x128, full>>
+    %a = pe.gemm %x, %a_w : (tensor<1x?x64xf16>, !pe.stream<!speq.view<64x128, full>>) -> tensor<1x?x128xf16>
+    %b_w = pe.load_weight @b when %known : tensor<1x?x1xi1> {tiling = #pe.tiling<64x64, grid 1x2, per_block 1>, block_bytes = 8192 : i64, last_block_bytes = 8192 : i64} : !pe.stream<!speq.view<64x128, full>>
+    %b = pe.gemm %x, %b_w when %known : tensor<1x?x1xi1> : (tensor<1x?x64xf16>, !pe.stream<!speq.view<64x128, full>>) -> tensor<1x?x128xf16>
+    %c_w = pe.load_weight @c {tiling = #pe.tiling<64x64, grid 1x2, per_block 1>, block_bytes = 8192 : i64, last_block_bytes = 8192 : i64} : !pe.stream<!speq.view<64x128, full>>
+    %c = pe.gemm %x, %c_w : (tensor<1x?x64xf16>, !pe.stream<!speq.view<64x128, full>>) -> tensor<1x?x128xf16>
+    func.return
+  }
+
   // Constants take one bank, and so does a cache, whose length is not known: all three are fetched
   // at the beginning, the weight's first block into the fourth bank.
 

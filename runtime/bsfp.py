@@ -6,6 +6,7 @@ result never depends on how a tensor was cut into blocks of columns.
 """
 
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +20,6 @@ from speqc.runtime.codebook import (
     EXPONENTS,
     UNUSED,
     CodeBook,
-    exponent_histogram,
     scale_class,
 )
 from speqc.runtime.errors import SpeqcError
@@ -115,11 +115,12 @@ def encode_block(
         SpeqcError: as `encode`.
     """
     rows, columns = bits.shape
-    block = np.zeros((rows, BLOCK), np.uint16)
+    new = np.empty if columns == BLOCK else np.zeros
+    block = new((rows, BLOCK), np.uint16)
     block[:, :columns] = bits
-    codes = np.zeros((rows, BLOCK), np.uint8)
-    rest = np.zeros((rows, BLOCK), np.uint16)
-    scales = np.zeros((-(-rows // group_size), BLOCK), np.uint16)
+    codes = new((rows, BLOCK), np.uint8)
+    rest = new((rows, BLOCK), np.uint16)
+    scales = new((-(-rows // group_size), BLOCK), np.uint16)
     out = (codes, rest, scales)
     if book.scale_indexed:
         levels = tuple(book.levels.astype(np.float32))
@@ -230,18 +231,29 @@ def row_weights(importance: NDArray[np.float32] | None, rows: int) -> NDArray[np
 
 
 def for_each(items: range, work: Callable[[int], None]) -> None:
-    """Call `work` for each item, in threads where there are several (the kernels drop the GIL)."""
-    workers = min(len(items), _processors())
-    if workers <= 1:
+    """Call `work` for each item, in threads where there are several (the kernels drop the GIL).
+
+    A call within `work` stays in its thread. The first exception cancels what has not begun.
+    """
+    workers = min(len(items), processors())
+    if workers <= 1 or getattr(_thread, "is_worker", False):
         for item in items:
             work(item)
         return
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers, initializer=_mark_worker) as pool:
         for _ in pool.map(work, items):
             pass
 
 
-def _processors() -> int:
+_thread = threading.local()
+
+
+def _mark_worker() -> None:
+    _thread.is_worker = True
+
+
+def processors() -> int:
+    """How many processors this process may use: the threads of `for_each`."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -252,6 +264,7 @@ _INFINITY = np.uint16(0x7C00)
 _SMALLEST_NORMAL = np.float32(2.0**-14)
 _SUBNORMALS_PER_ONE = np.float32(2.0**24)
 _HALF = np.float32(0.5)
+_BIAS_FACTOR = np.float32(2.0**112)
 _FACTORS = np.array(RMS_FACTORS + PEAK_FACTORS, np.float32)
 _CANDIDATES = len(_FACTORS)
 _RMS_CANDIDATES = len(RMS_FACTORS)
@@ -259,15 +272,15 @@ _CODE_NUMBERS = tuple(np.arange(CODES, dtype=np.float32))
 
 
 def _direct_tables(bits, book, shift):
-    """Nibble for (sign, field), and slot << 10 and level for field, of a book with one table.
+    """F << 12 | slot << 10, and the level, for each (sign, field) of a book with one table.
 
     Raises SpeqcError if `bits` has a pattern that the book does not hold under the shift.
     """
-    counts, zeros = exponent_histogram(bits)
+    present, subnormal = _present(bits)
     stored = np.maximum(np.arange(EXPONENTS) - shift, 0)
     held = (stored > 0) & (book.allowed[0, stored] != 0)
-    held[0] = (book.allowed[0, 0] != 0) and (shift == 0 or counts[0] == zeros)
-    missing = np.flatnonzero((counts > 0) & ~held)
+    held[0] = (book.allowed[0, 0] != 0) and (shift == 0 or not subnormal)
+    missing = np.flatnonzero((present >> np.arange(EXPONENTS) & 1 != 0) & ~held)
     if missing.size:
         raise SpeqcError(
             f"the {book.name} book with shift {shift} cannot hold a weight with exponent field"
@@ -276,8 +289,22 @@ def _direct_tables(bits, book, shift):
     owned = book.slots[0] != UNUSED
     code = owned.argmax(axis=0)[stored]
     slots = book.slots[0, code, stored].astype(np.uint16) << np.uint16(10)
-    nibbles = np.concatenate([code, code + CODES]).astype(np.uint8)
-    return nibbles, slots, book.levels.astype(np.float32)[code]
+    positive = code.astype(np.uint16) << np.uint16(12) | slots
+    words = np.concatenate([positive, positive | np.uint16(0x8000)])
+    return words, np.tile(book.levels.astype(np.float32)[code], 2)
+
+
+@_jit
+def _present(bits):
+    """A number whose bit e is set where a pattern has exponent field e; is one subnormal?"""
+    fields = np.uint32(0)
+    subnormal = np.uint32(0)
+    for k in range(bits.shape[0]):
+        for n in range(bits.shape[1]):
+            field = np.uint32(bits[k, n] >> 10) & np.uint32(31)
+            fields |= np.uint32(1) << field
+            subnormal |= np.uint32((field == 0) & (bits[k, n] & 1023 != 0))
+    return fields, subnormal != 0
 
 
 @_jit
@@ -314,24 +341,36 @@ def _half_bits(values, patterns):
 
 
 @_jit
-def _encode_direct(bits, columns, weights, size, nibbles, slots, levels, codes, rest, scales):
-    """Encode with the one code of each exponent; the tables are those of `_direct_tables`."""
+def _encode_direct(bits, columns, weights, size, words, levels, codes, rest, scales):
+    """Encode with the one code of each exponent; the tables are those of `_direct_tables`.
+
+    The loops over a row are apart, so that all but the look-up become vector code.
+    """
     ratio = np.zeros(BLOCK, np.float32)
     product = np.zeros(BLOCK, np.float32)
     square = np.zeros(BLOCK, np.float32)
+    word = np.zeros(BLOCK, np.uint16)
+    level = np.zeros(BLOCK, np.float32)
+    magnitude = np.zeros(BLOCK, np.float32)
+    raw = magnitude.view(np.int32)
     for k in range(bits.shape[0]):
+        for n in range(BLOCK):
+            word[n] = words[bits[k, n] >> 10]
+            level[n] = levels[bits[k, n] >> 10]
         for n in range(columns):
-            pattern = bits[k, n]
-            field = (pattern >> 10) & 31
-            codes[k, n] = nibbles[pattern >> 10]
-            rest[k, n] = slots[field] | (pattern & 1023)
-            product[n] += weights[k] * (_magnitude(pattern) * levels[field])
-            square[n] += weights[k] * (levels[field] * levels[field])
+            codes[k, n] = word[n] >> 12
+            rest[k, n] = word[n] & 0xFFF | bits[k, n] & 1023
+        for n in range(BLOCK):
+            # FP16 with FP32's fields, times the power that makes up for the other bias, is exact.
+            raw[n] = (bits[k, n] & 0x7FFF) << 13
+        for n in range(BLOCK):
+            product[n] += weights[k] * (magnitude[n] * _BIAS_FACTOR * level[n])
+            square[n] += weights[k] * (level[n] * level[n])
         if (k + 1) % size == 0 or k + 1 == bits.shape[0]:
             for n in range(columns):
                 ratio[n] = product[n] / square[n] if square[n] > 0 else np.float32(0)
-                product[n] = 0
-                square[n] = 0
+            product[:] = 0
+            square[:] = 0
             _half_bits(ratio, scales[k // size])
 
 

@@ -169,15 +169,28 @@ def exponent_histogram(bits: NDArray[np.uint16]) -> tuple[NDArray[np.int64], int
         bits = bits.T
     chunks = [bits] if bits.flags.c_contiguous or bits.ndim < 2 else bits
     for chunk in chunks:
-        _count_exponents(np.ascontiguousarray(chunk).reshape(-1), counts)
+        count_exponents(np.ascontiguousarray(chunk).reshape(-1), counts)
     return counts[:EXPONENTS], int(counts[EXPONENTS])
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _count_exponents(bits, counts):
+def count_exponents(bits, counts):
+    """Add to counts int64[33] how many of uint16[size] have each exponent field; last: zeros."""
+    # Four tables, since weights that follow each other often count in the same place.
+    parts = np.zeros((4, 64), np.int64)
+    fours = bits.size // 4 * 4
+    for i in range(0, fours, 4):
+        for part in range(4):
+            parts[part, bits[i + part] >> 10] += 1
+    for i in range(fours, bits.size):
+        parts[0, bits[i] >> 10] += 1
+    for part in range(4):
+        for top in range(64):
+            counts[top & 31] += parts[part, top]
+    zeros = np.int64(0)
     for pattern in bits:
-        counts[(pattern >> 10) & 31] += 1
-        counts[32] += (pattern & 0x7FFF) == 0
+        zeros += (pattern & 0x7FFF) == 0
+    counts[32] += zeros
 
 
 def parse_table(text: str) -> list[list[int]]:

@@ -34,6 +34,12 @@ DRAFT_BYTES = BLOCK // 2
 REST_BYTES = BLOCK * 3 // 2
 """Bytes of the rest plane for one k of one block."""
 
+TILE_ROWS = 2048
+"""Rows of a block that are encoded or compared at a time, about: what a core's cache holds."""
+
+PANEL_ROWS = 512
+"""Rows that are brought into panels at a time: whole cache lines, by rows or by columns."""
+
 
 @dataclass(frozen=True)
 class Planes:
@@ -85,18 +91,94 @@ def encode_to_planes(
         SpeqcError: as `bsfp.encode`.
     """
     check_arguments(bits, book, group_size, shift)
-    k, n = bits.shape
+    n = bits.shape[1]
+    return encode_panels(to_panels(bits), n, book, group_size, shift, importance, out)
+
+
+def encode_panels(
+    panels: NDArray[np.uint16],
+    n: int,
+    book: CodeBook,
+    group_size: int,
+    shift: int = 0,
+    importance: NDArray[np.float32] | None = None,
+    out: Planes | None = None,
+) -> Planes:
+    """Encode n columns that lie in panels uint16[NB, K, 64], a tile at a time.
+
+    The other arguments, and what is raised, are those of `encode_to_planes`.
+    """
+    blocks, k, _ = panels.shape
     weights = row_weights(importance, k)
     planes = empty_planes(k, n, group_size) if out is None else out
 
     def encode_and_pack(block: int) -> None:
-        columns = slice(block * BLOCK, (block + 1) * BLOCK)
-        encoded = encode_block(bits[:, columns], book, group_size, shift, weights)
-        _pack_block(encoded.codes, encoded.rest, planes.draft[block], planes.rest[block])
-        planes.scales[block] = encoded.scales
+        for rows, groups in _tiles(k, group_size):
+            tile = panels[block, rows, : n - block * BLOCK]
+            encoded = encode_block(tile, book, group_size, shift, weights[rows])
+            draft, rest = planes.draft[block, rows], planes.rest[block, rows]
+            _pack_block(encoded.codes, encoded.rest, draft, rest)
+            planes.scales[block, groups] = encoded.scales
 
-    for_each(range(len(planes.draft)), encode_and_pack)
+    for_each(range(blocks), encode_and_pack)
     return planes
+
+
+def decodes_to(
+    planes: Planes, book: CodeBook, panels: NDArray[np.uint16], n: int, shift: int = 0
+) -> bool:
+    """Whether the planes hold exactly the n columns of panels uint16[NB, K, 64].
+
+    Decodes as `full_panels` does, but keeps no more than a tile for each thread.
+    """
+    _check_columns(planes, n)
+    blocks, k, _ = panels.shape
+    exponents = full_exponents(book, shift)
+    classes = scale_class(planes.scales.view(np.uint16))
+    same = np.zeros(blocks, np.bool_)
+
+    def compare(block: int) -> None:
+        equal = True
+        for rows, groups in _tiles(k, planes.group_size):
+            tile = panels[block, rows]
+            decoded = np.zeros(tile.shape, np.uint16)
+            _full_block(
+                planes.draft[block, rows],
+                planes.rest[block, rows],
+                classes[block, groups],
+                planes.group_size,
+                exponents,
+                min(BLOCK, n - block * BLOCK),
+                decoded,
+            )
+            equal = equal and np.array_equal(decoded, tile)
+        same[block] = equal
+
+    for_each(range(blocks), compare)
+    return bool(same.all())
+
+
+def to_panels(bits: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """Patterns [K, N] (any strides) as panels [NB, K, 64], zero in the columns beyond N."""
+    k, n = bits.shape
+    panels = np.zeros((-(-n // BLOCK), k, BLOCK), np.uint16)
+    split = _split_columns if bits.flags.f_contiguous else _split_rows
+
+    def fill(tile: int) -> None:
+        rows = slice(tile * PANEL_ROWS, (tile + 1) * PANEL_ROWS)
+        split(bits[rows], panels[:, rows])
+
+    for_each(range(-(-k // PANEL_ROWS)), fill)
+    return panels
+
+
+def _tiles(k: int, group_size: int) -> list[tuple[slice, slice]]:
+    """Rows and groups of each tile of a block: whole groups, about `TILE_ROWS` rows."""
+    groups = max(1, TILE_ROWS // group_size)
+    return [
+        (slice(first * group_size, (first + groups) * group_size), slice(first, first + groups))
+        for first in range(0, -(-k // group_size), groups)
+    ]
 
 
 def pack(encoded: Encoded) -> Planes:
@@ -189,6 +271,32 @@ def _padded(part):
     padded = np.zeros((len(part), BLOCK), part.dtype)
     padded[:, : part.shape[1]] = part
     return padded
+
+
+@_jit
+def _split_rows(bits, panels):
+    """Copy [K, N] into panels; reads run along rows, as they lie in memory."""
+    for k in range(bits.shape[0]):
+        for block in range(panels.shape[0]):
+            first = block * BLOCK
+            for n in range(min(BLOCK, bits.shape[1] - first)):
+                panels[block, k, n] = bits[k, first + n]
+
+
+@_jit
+def _split_columns(bits, panels):
+    """Copy [K, N] into panels; reads run along columns, as they lie in memory."""
+    rows = bits.shape[0]
+    column = np.empty((BLOCK, PANEL_ROWS + 32), np.uint16)
+    for block in range(panels.shape[0]):
+        first = block * BLOCK
+        columns = min(BLOCK, bits.shape[1] - first)
+        for n in range(columns):
+            for k in range(rows):
+                column[n, k] = bits[k, first + n]
+        for k in range(rows):
+            for n in range(columns):
+                panels[block, k, n] = column[n, k]
 
 
 @_jit

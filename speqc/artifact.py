@@ -7,7 +7,7 @@ digests and that the program is legal; nothing in the folder is executed but the
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -20,7 +20,7 @@ from speqc.dump_ir import print_module
 from speqc.program_reader import read_program
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.module_attributes import module_context, module_target
-from speqc.tensor_store import StoredTensor, file_digest
+from speqc.tensor_store import StoredTensor, file_digest, file_digests
 from speqc.weight_writer import write_weights
 
 FORMAT = "speqc artifact"
@@ -69,13 +69,13 @@ class Origin:
     """What goes into an artifact beside program and weights.
 
     Attributes:
-        files: SHA-256 of each file of the model, by name.
+        files: the model's files.
         options: how it was compiled.
         eos_token_ids, chat_template, special_tokens: as in `Artifact`.
         tokenizer: the `tokenizer.json` to copy.
     """
 
-    files: Mapping[str, str]
+    files: Sequence[Path]
     options: Mapping[str, Any]
     eos_token_ids: tuple[int, ...] = ()
     chat_template: str | None = None
@@ -85,8 +85,11 @@ class Origin:
 
 def check_destination(path: Path) -> None:
     """Raise SpeqcError unless `path` is free for an artifact, or holds one that may go."""
-    if not path.absolute().parent.is_dir():
+    folder = path.absolute().parent
+    if not folder.is_dir():
         raise SpeqcError(f"{path}: the folder {path.parent} does not exist")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise SpeqcError(f"{path}: no permission to write to {folder}")
     if os.path.lexists(path) and not is_artifact(path):
         raise SpeqcError(f"{path}: exists and is no speqc artifact; it is not replaced")
 
@@ -121,10 +124,12 @@ def write_artifact(
 
 
 def _manifest(program: ModuleOp, origin: Origin, proved: int, folder: Path) -> dict[str, Any]:
+    written = sorted(folder.iterdir())
+    digests = file_digests([*origin.files, *written])
     return {
         "format": FORMAT,
         "version": VERSION,
-        "source": {name: f"sha256:{digest}" for name, digest in origin.files.items()},
+        "source": {file.name: f"sha256:{digests[file]}" for file in origin.files},
         "options": dict(origin.options),
         "target": asdict(module_target(program)),
         "text": {
@@ -134,8 +139,8 @@ def _manifest(program: ModuleOp, origin: Origin, proved: int, folder: Path) -> d
         },
         "lossless": {"verified": True, "values": proved},
         "files": {
-            file.name: {"bytes": file.stat().st_size, "digest": f"sha256:{file_digest(file)}"}
-            for file in sorted(folder.iterdir())
+            file.name: {"bytes": file.stat().st_size, "digest": f"sha256:{digests[file]}"}
+            for file in written
         },
     }
 
@@ -149,6 +154,10 @@ def _folder_in_the_making(path: Path) -> Iterator[Path]:
     try:
         yield making
         _put_in_place(making, path)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise SpeqcError(f"{path}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(making, ignore_errors=True)
 

@@ -8,17 +8,20 @@ from pathlib import Path
 
 from xdsl.dialects.builtin import IntegerAttr, ModuleOp, i64
 from xdsl.dialects.func import FuncOp
+from xdsl.utils.exceptions import VerifyException
 
 from speqc.artifact import Origin, check_destination, write_artifact
 from speqc.diagnostics import note, progress
-from speqc.dialects.speq import WeightOp
+from speqc.dialects.speq import FULL, WeightOp
 from speqc.dump_ir import IrDump, print_module
+from speqc.expert_report import routers_text
 from speqc.model_folder import ModelFolder, read_model_folder
 from speqc.onnx_import import Imported, import_model
 from speqc.pipeline import LEVELS, PassOptions, passes_to
 from speqc.program_reader import new_context
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.module_attributes import CONTEXT_NAME, TARGET_NAME, target_attribute
+from speqc.runtime.routing import Router, routers
 from speqc.runtime.target import Target
 from speqc.text import load_tokenizer
 from speqc.weight_writer import count_blocks, split_values
@@ -66,6 +69,7 @@ class Summary:
     weights: Sequence[WeightOp]
     context: int
     seconds: float
+    routers: Sequence[Router] = ()
 
     def lines(self) -> list[str]:
         """The report, a line for each fact."""
@@ -77,6 +81,8 @@ class Summary:
         ]
         reasons = Counter(op.kept.data for op in self.weights if op.kept is not None)
         lines += [f"{count} kept as FP16: {reason}" for reason, count in reasons.items()]
+        if self.routers:
+            lines.append(f"mixture of experts: {routers_text(self.routers)}")
         return [*lines, f"compiled in {self.seconds:.1f} s"]
 
 
@@ -92,17 +98,24 @@ def lower(model: Path, options: CompileOptions, folder: ModelFolder, level: str)
     context_length = options.context or folder.context or DEFAULT_CONTEXT
     module.attributes[CONTEXT_NAME] = IntegerAttr(context_length, i64)
     dump = IrDump(options.dump_ir) if options.dump_ir is not None else None
-    _finish(module, "import", start, dump)
-    context = new_context()
-    for step in passes_to(level, options.passes()):
-        start = time.perf_counter()
-        step.apply(context, module)
-        _finish(module, step.name, start, dump)
+    try:
+        _finish(module, "import", start, dump)
+        context = new_context()
+        for step in passes_to(level, options.passes()):
+            start = time.perf_counter()
+            step.apply(context, module)
+            _finish(module, step.name, start, dump)
+    except SpeqcError as error:
+        raise SpeqcError(f"{model}: {error}") from error
     return imported
 
 
 def _finish(module: ModuleOp, name: str, start: float, dump: IrDump | None) -> None:
-    module.verify()
+    try:
+        module.verify()
+    except VerifyException as error:
+        reason = str(error).splitlines()[0]
+        raise SpeqcError(f"what {name} makes of it is not legal: {reason}") from error
     if dump is not None:
         dump.after(name, module, time.perf_counter() - start)
 
@@ -139,7 +152,7 @@ def compile_model(model: Path, out: Path, options: CompileOptions) -> Summary:
 
 def _origin(lowered: Imported, options: CompileOptions, folder: ModelFolder) -> Origin:
     return Origin(
-        files=lowered.tensors.file_digests(),
+        files=lowered.tensors.files,
         options={
             "codebook": options.codebook,
             "group_size": options.weights_per_scale,
@@ -158,4 +171,6 @@ def _summary(program: ModuleOp, seconds: float) -> Summary:
     functions = [op for op in program.ops if isinstance(op, FuncOp)]
     weights = [op for op in program.ops if isinstance(op, WeightOp)]
     count = sum(len(op.body.block.ops) for op in functions)
-    return Summary(count, weights, context.value.data, seconds)
+    full = (op for op in functions if op.sym_name.data == FULL)
+    routing = [router for op in full for router in routers(op)]
+    return Summary(count, weights, context.value.data, seconds, routing)

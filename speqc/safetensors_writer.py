@@ -5,6 +5,7 @@ are known beforehand, so the header comes first, and no tensor has to be in memo
 """
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -55,7 +56,7 @@ class Entry:
 
 
 class SafetensorsWriter:
-    """A safetensors file with a known list of tensors, filled in any order."""
+    """A safetensors file with a known list of tensors, filled in any order by any threads."""
 
     def __init__(self, path: Path, entries: Sequence[Entry]):
         """Create the file; raises ValueError where two entries have one name."""
@@ -75,6 +76,7 @@ class SafetensorsWriter:
         text = json.dumps(header, separators=(",", ":")).encode()
         text += b" " * (-(8 + len(text)) % ALIGNMENT)
         self._start = 8 + len(text)
+        self._lock = threading.Lock()
         self._file = path.open("wb")
         self._file.write(len(text).to_bytes(8, "little") + text)
         self._file.truncate(self._start + end)
@@ -84,8 +86,10 @@ class SafetensorsWriter:
         entry, offset = self._offsets[name]
         assert part.dtype == entry.dtype and part.shape[1:] == entry.shape[1:]
         stride = prod(entry.shape[1:]) * entry.dtype.itemsize
-        self._file.seek(self._start + offset + first * stride)
-        self._file.write(np.ascontiguousarray(part).reshape(-1).view(np.uint8).data)
+        data = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+        with self._lock:
+            self._file.seek(self._start + offset + first * stride)
+            self._file.write(data)
 
     def __enter__(self) -> Self:
         return self

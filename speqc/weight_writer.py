@@ -1,10 +1,13 @@
-"""Writes an artifact's `weights.safetensors`, a block of columns at a time.
+"""Writes an artifact's `weights.safetensors`, a strip of columns at a time.
 
-Memory stays constant however large the model is. Every encoded block is decoded again and compared
-with its source: a file that this module completes holds every weight bit for bit.
+Each thread reads a strip from the model's file, encodes it, decodes it again, compares that with
+the source, and writes it. Memory stays constant however large the model is, and a file that this
+module completes holds every weight bit for bit.
 """
 
+import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,7 @@ from xdsl.dialects.builtin import ModuleOp
 
 from speqc.dialects.pe import LoadConstantOp
 from speqc.dialects.speq import WeightOp
-from speqc.runtime.bsfp import BLOCK, for_each
+from speqc.runtime.bsfp import BLOCK, for_each, processors
 from speqc.runtime.codebook import (
     CODEBOOK_EXPONENTS,
     CODEBOOK_LEVELS,
@@ -21,12 +24,15 @@ from speqc.runtime.codebook import (
     load_codebook,
 )
 from speqc.runtime.errors import SpeqcError
-from speqc.runtime.planes import DRAFT_BYTES, REST_BYTES, encode_to_planes, full_panels
+from speqc.runtime.planes import DRAFT_BYTES, REST_BYTES, decodes_to, encode_panels, to_panels
 from speqc.safetensors_writer import Entry, SafetensorsWriter
 from speqc.tensor_store import StoredTensor
 
-CHUNK_BLOCKS = 16
-"""Blocks of 64 columns that are encoded together."""
+STRIPS_BYTES = 1 << 25
+"""Bytes of FP16 that all threads together hold of weights, unless 64 columns are more."""
+
+STRIP_BLOCKS = 64
+"""Most blocks of 64 columns in a strip."""
 
 
 def write_weights(
@@ -58,9 +64,17 @@ def write_weights(
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise SpeqcError(f"two tensors of the model would be stored as {twice!r}: rename one")
+    strips = [strip for op in weights for strip in _strips(op)]
+    lock = threading.Lock()
     with SafetensorsWriter(path, entries) as writer:
-        for op in weights:
-            _write_weight(writer, op, matrix(op, tensors), advance)
+
+        def write(index: int) -> None:
+            strip = strips[index]
+            _write_strip(writer, strip, tensors)
+            with lock:
+                advance(strip.blocks)
+
+        for_each(range(len(strips)), write)
         for name, part in parts.items():
             writer.write(name, part)
         for tensor in ordered:
@@ -78,11 +92,30 @@ def count_blocks(program: ModuleOp) -> int:
     return sum(_blocks(op) for op in program.ops if isinstance(op, WeightOp))
 
 
-def matrix(op: WeightOp, tensors: Mapping[str, StoredTensor]) -> NDArray[np.uint16]:
-    """The FP16 patterns uint16[K, N] of a weight, read from the model."""
-    k, n = op.shape
-    bits = tensors[op.source.data].read().view(np.uint16)
-    return bits.reshape(n, k).T if op.transposed is not None else bits.reshape(k, n)
+@dataclass(frozen=True)
+class Strip:
+    """Some blocks of columns of a weight, which one thread reads, encodes, proves and writes."""
+
+    weight: WeightOp
+    first: int
+    blocks: int
+
+    def read(self, tensors: Mapping[str, StoredTensor]) -> NDArray[np.uint16]:
+        """The FP16 patterns uint16[K, columns], from the model; a view of its file if possible."""
+        op = self.weight
+        start, stop = self.first * BLOCK, (self.first + self.blocks) * BLOCK
+        part = None if op.part is None else op.part.value.data
+        tensor = tensors[op.source.data]
+        if op.transposed is not None:
+            return tensor.read_rows(start, stop, part).view(np.uint16).T
+        return tensor.read_columns(start, stop, part).view(np.uint16)
+
+
+def _strips(op: WeightOp) -> list[Strip]:
+    """The strips of a weight: as wide as memory allows, since a file is read fastest along rows."""
+    total, block_bytes = _blocks(op), 2 * BLOCK * op.shape[0]
+    step = min(STRIP_BLOCKS, max(1, STRIPS_BYTES // processors() // block_bytes))
+    return [Strip(op, first, min(step, total - first)) for first in range(0, total, step)]
 
 
 def _blocks(op: WeightOp) -> int:
@@ -112,58 +145,30 @@ def _weight_entries(op: WeightOp) -> list[Entry]:
     ]
 
 
-def _write_weight(
-    writer: SafetensorsWriter,
-    op: WeightOp,
-    bits: NDArray[np.uint16],
-    advance: Callable[[int], None],
+def _write_strip(
+    writer: SafetensorsWriter, strip: Strip, tensors: Mapping[str, StoredTensor]
 ) -> None:
-    for first in range(0, _blocks(op), CHUNK_BLOCKS):
-        part = bits[:, first * BLOCK : (first + CHUNK_BLOCKS) * BLOCK]
-        if op.is_split:
-            _write_split(writer, op, part, first)
-        else:
-            writer.write(f"{op.sym_name.data}.fp16", fp16_panels(part), first)
-        advance(min(CHUNK_BLOCKS, _blocks(op) - first))
+    bits = strip.read(tensors)
+    panels, n = to_panels(bits), bits.shape[1]
+    if strip.weight.is_split:
+        _write_split(writer, strip, panels, n)
+    else:
+        writer.write(f"{strip.weight.sym_name.data}.fp16", panels, strip.first)
 
 
 def _write_split(
-    writer: SafetensorsWriter, op: WeightOp, bits: NDArray[np.uint16], first: int
+    writer: SafetensorsWriter, strip: Strip, panels: NDArray[np.uint16], n: int
 ) -> None:
+    op = strip.weight
     assert op.codebook is not None and op.group_size is not None
     name, book = op.sym_name.data, load_codebook(op.codebook.data)
     shift = 0 if op.shift is None else op.shift.value.data
-    planes = encode_to_planes(bits, book, op.group_size.value.data, shift)
-    if not _same(full_panels(planes, book, bits.shape[1], shift), bits):
+    planes = encode_panels(panels, n, book, op.group_size.value.data, shift)
+    if not decodes_to(planes, book, panels, n, shift):
         raise SpeqcError(
             f"weight @{name} ({op.source.data}): decoding does not give its bits back; "
             "this is an error of speqc, please report it with the model"
         )
-    writer.write(f"{name}.draft", planes.draft, first)
-    writer.write(f"{name}.rest", planes.rest, first)
-    writer.write(f"{name}.scales", planes.scales, first)
-
-
-def fp16_panels(bits: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """Patterns [K, N] as panels [NB, K, 64], zero in the columns beyond N."""
-    k, n = bits.shape
-    panels = np.zeros((-(-n // BLOCK), k, BLOCK), np.uint16)
-
-    def fill(block: int) -> None:
-        columns = bits[:, block * BLOCK : (block + 1) * BLOCK]
-        panels[block, :, : columns.shape[1]] = columns
-
-    for_each(range(len(panels)), fill)
-    return panels
-
-
-def _same(panels: NDArray[np.uint16], bits: NDArray[np.uint16]) -> bool:
-    """Whether panels hold exactly the patterns [K, N]."""
-    differing = [False] * len(panels)
-
-    def compare(block: int) -> None:
-        columns = bits[:, block * BLOCK : (block + 1) * BLOCK]
-        differing[block] = not np.array_equal(panels[block, :, : columns.shape[1]], columns)
-
-    for_each(range(len(panels)), compare)
-    return not any(differing)
+    writer.write(f"{name}.draft", planes.draft, strip.first)
+    writer.write(f"{name}.rest", planes.rest, strip.first)
+    writer.write(f"{name}.scales", planes.scales, strip.first)

@@ -8,11 +8,13 @@ from speqc.runtime.bsfp import Encoded, draft_values, encode
 from speqc.runtime.codebook import load_codebook
 from speqc.runtime.planes import (
     Planes,
+    decodes_to,
     draft_panels,
     empty_planes,
     encode_to_planes,
     full_panels,
     pack,
+    to_panels,
     unpack,
 )
 
@@ -163,3 +165,40 @@ def test_storage_is_sixteen_bits_a_weight_and_a_scale_for_each_group():
     assert stored == 2 * 256 * 128
     assert planes.draft.nbytes * 8 / (256 * 128) == 4
     assert planes.scales.nbytes * 8 / (256 * 128) == 16 / 64
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape", [(70, 130), (1, 1), (1100, 65), (64, 64)])
+def test_to_panels_pads_with_zeros(shape, order):
+    bits = np.asarray(gaussian(*shape), order=order)
+    assert np.array_equal(to_panels(bits), panels(bits))
+    assert np.array_equal(to_panels(bits[:, :1]), panels(bits[:, :1]))
+
+
+@pytest.mark.parametrize("name", ["sets", "paper", "naive"])
+@pytest.mark.parametrize("group_size", [64, 100, 3000])
+def test_tiles_do_not_change_the_planes(name, group_size, monkeypatch):
+    """More rows than a tile has, groups that do not divide it, a last group that is not full."""
+    bits, book = gaussian(5001, 70), load_codebook(name)
+    tiled = encode_to_planes(bits, book, group_size)
+    monkeypatch.setattr("speqc.runtime.planes.TILE_ROWS", 1 << 20)
+    assert same(tiled, encode_to_planes(bits, book, group_size))
+    assert same(tiled, pack(encode(bits, book, group_size)))
+
+
+@pytest.mark.parametrize("part", ["draft", "rest", "scales"])
+def test_decodes_to_sees_every_changed_bit(part):
+    bits = gaussian(2100, 130)
+    planes = encode_to_planes(bits, SETS, 64)
+    assert decodes_to(planes, SETS, to_panels(bits), 130)
+    values = getattr(planes, part).view(np.uint8 if part != "scales" else np.uint16)
+    values[1, -1, 0] ^= 0x80 if part != "scales" else 0x8000
+    assert not decodes_to(planes, SETS, to_panels(bits), 130)
+
+
+def test_decodes_to_takes_the_shift():
+    bits = np.full((3, 2), np.float16(3.0)).view(np.uint16)
+    book = load_codebook("paper")
+    planes = encode_to_planes(bits, book, 2, shift=1)
+    assert decodes_to(planes, book, to_panels(bits), 2, shift=1)
+    assert not decodes_to(planes, book, to_panels(bits), 2)

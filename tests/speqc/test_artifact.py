@@ -17,13 +17,13 @@ from speqc.dialects.speq import WeightOp
 from speqc.onnx_import import import_model
 from speqc.runtime.codebook import load_codebook
 from speqc.runtime.errors import SpeqcError
-from speqc.runtime.planes import full_panels
+from speqc.runtime.planes import encode_panels, full_panels
 from speqc.runtime.weights import WeightFile
 from speqc.safetensors_writer import DTYPE_NAMES, Entry, SafetensorsWriter
 from speqc.target_files import load_target
 from speqc.tensor_store import TensorStore, file_digest
 from speqc.weight_facts import draft_snr_db, weight_facts
-from speqc.weight_writer import matrix, write_weights
+from speqc.weight_writer import Strip, write_weights
 
 FILES = ("program.mlir", "weights.safetensors", "manifest.json", "tokenizer.json")
 
@@ -100,7 +100,8 @@ def test_the_safetensors_library_reads_every_weight_bit_for_bit(kjv, model):
         planes = WeightFile(kjv / "weights.safetensors").planes(op)
         panels = full_panels(planes, book, op.shape[1])
         restored = panels.transpose(1, 0, 2).reshape(op.shape[0], -1)[:, : op.shape[1]]
-        np.testing.assert_array_equal(restored, matrix(op, source))
+        strip = Strip(op, 0, len(planes.draft))
+        np.testing.assert_array_equal(restored, strip.read(source))
     for name in tensors.keys() - used:
         np.testing.assert_array_equal(tensors[name], source[name].read())
 
@@ -269,11 +270,11 @@ def test_a_weight_is_written_in_blocks_and_proved(tmp_path, values, codebook, tr
 
 def test_a_weight_that_does_not_survive_is_an_error(tmp_path, values, monkeypatch):
     def damaged(*arguments):
-        panels = full_panels(*arguments)
-        panels[-1, 3, 4] ^= 1
-        return panels
+        planes = encode_panels(*arguments)
+        planes.rest[-1, 3, 4] ^= 1
+        return planes
 
-    monkeypatch.setattr("speqc.weight_writer.full_panels", damaged)
+    monkeypatch.setattr("speqc.weight_writer.encode_panels", damaged)
     module = ModuleOp([weight(values.shape, codebook="sets")])
     with pytest.raises(SpeqcError, match=r"weight @w \(tensor\): decoding does not give its bits"):
         write_weights(tmp_path / "w", module, store(tensor=values), lambda steps: None)

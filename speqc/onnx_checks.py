@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
+import onnx
 import onnx.defs
 import onnx_ir as ir
 
@@ -28,7 +29,13 @@ CONTRIB_NAMES = frozenset(s.name for s in CONTRIB_OPERATORS if s.domain == CONTR
 QUANTIZED = ("QuantizeLinear", "DequantizeLinear", "MatMulNBits", "MatMulInteger", "BlockQuantized")
 """Parts of the names of operators on quantised weights."""
 
+RECURRENT = frozenset({"CausalConvWithState", "GRU", "LinearAttention", "LSTM", "RNN", "Scan"})
+"""Operators that carry a state from token to token."""
+
 NAMES_SHOWN = 3
+
+OLDEST_FORMAT = 3
+"""The oldest version of the file format that has operator sets."""
 
 
 def check_opset(model: ir.Model) -> None:
@@ -42,6 +49,38 @@ def check_opset(model: ir.Model) -> None:
             f"has opset {version}; versions {OLDEST_OPSET} to {newest} are supported (export anew)"
         )
     model.opset_imports[""] = version
+
+
+def check_format(model: ir.Model) -> None:
+    """The version of the file format must be one that the ONNX library knows."""
+    if not OLDEST_FORMAT <= model.ir_version <= onnx.IR_VERSION:
+        raise SpeqcError(
+            f"has IR version {model.ir_version}; versions {OLDEST_FORMAT} to {onnx.IR_VERSION} "
+            "are supported (is the onnx package older than the exporter?)"
+        )
+
+
+def check_places(proto: onnx.ModelProto) -> None:
+    """Places of external data must be numbers of bytes."""
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key in ("offset", "length") and not entry.value.isdecimal():
+                raise SpeqcError(
+                    f"tensor '{tensor.name}': the {entry.key} of its external data is "
+                    f"'{entry.value}', not a number of bytes"
+                )
+
+
+def check_inputs(graph: ir.Graph) -> None:
+    """Every input must be a tensor of a known type and number of dimensions."""
+    for value in graph.inputs:
+        if value.type is None:
+            raise SpeqcError(f"input '{value.name}' has no type")
+        if not isinstance(value.type, ir.TensorType):
+            kind = type(value.type).__name__.removesuffix("Type").lower()
+            raise SpeqcError(f"input '{value.name}' is a {kind}; only tensors can be fed")
+        if value.shape is None:
+            raise SpeqcError(f"input '{value.name}' has no shape")
 
 
 def check_operators(graph: ir.Graph, supported: Collection[str] | None = None) -> None:
@@ -60,7 +99,20 @@ def check_operators(graph: ir.Graph, supported: Collection[str] | None = None) -
     listed = "; ".join(f"{name} ({_some(nodes)})" for name, nodes in sorted(unknown.items()))
     if quantized:
         raise SpeqcError(f"holds quantised weights; export it in FP16. Operators: {listed}")
+    if any(_mixes_over_time(node) for node in graph):
+        raise SpeqcError(
+            "is a state-space or hybrid model: it mixes tokens by more than attention, which is "
+            f"not supported yet. Operators: {listed}"
+        )
     raise SpeqcError(f"unsupported operators: {listed}")
+
+
+def _mixes_over_time(node: ir.Node) -> bool:
+    """Whether a node is a recurrence, or a convolution in one dimension."""
+    if node.op_type != "Conv" or len(node.inputs) < 2 or node.inputs[1] is None:
+        return node.op_type in RECURRENT
+    kernel = node.inputs[1]
+    return kernel.shape is not None and len(kernel.shape) == 3
 
 
 def _supported() -> set[str]:
@@ -96,15 +148,17 @@ def check_weights(graph: ir.Graph) -> None:
 
 
 def check_signatures(graph: ir.Graph) -> None:
-    """Nodes must have as many inputs as their operator takes, and attributes that it knows."""
+    """Nodes must have the inputs, outputs and attributes that their operator asks for."""
     for node in graph:
         schema = operator_schemas()[f"onnx.{qualified_name(node.domain, node.op_type)}"]
         what = f"node '{node.name}' ({node.op_type})"
-        if not schema.min_inputs <= len(node.inputs) <= schema.max_inputs:
-            raise SpeqcError(
-                f"{what} has {len(node.inputs)} inputs, not {schema.min_inputs} to "
-                f"{schema.max_inputs}"
-            )
+        _check_count(what, "inputs", node.inputs, schema.min_inputs, schema.max_inputs)
+        _check_count(what, "outputs", node.outputs, schema.min_outputs, schema.max_outputs)
+        for position, value in enumerate(node.inputs[: schema.min_inputs]):
+            if value is None and position not in schema.optional_inputs:
+                raise SpeqcError(f"{what}: input {position} ({schema.inputs[position]}) is absent")
+        if missing := sorted(schema.required - node.attributes.keys()):
+            raise SpeqcError(f"{what} has no attribute '{missing[0]}', which ONNX asks for")
         for name, attribute in node.attributes.items():
             kind = attribute.type.name.lower()
             if name not in schema.attributes:
@@ -115,13 +169,66 @@ def check_signatures(graph: ir.Graph) -> None:
                 )
 
 
+def _check_count(what: str, kind: str, values: Sequence, least: int, most: int) -> None:
+    if not least <= len(values) <= most:
+        raise SpeqcError(f"{what} has {len(values)} {kind}, not {least} to {most}")
+
+
+def check_tensors(graph: ir.Graph) -> None:
+    """Tensors must have sizes, and those that the file embeds the values of their shapes."""
+    for name, value in graph.initializers.items():
+        if value.const_value is not None:
+            check_tensor(value.const_value, f"initializer '{name}'")
+    for node in graph:
+        for name, attribute in node.attributes.items():
+            if attribute.type == ir.AttributeType.TENSOR:
+                # `as_tensor` fails on a type that is none.
+                tensor: ir.TensorProtocol = attribute.value
+                what = f"node '{node.name}' ({node.op_type}), tensor '{name}'"
+                if isinstance(tensor, ir.ExternalTensor):
+                    raise SpeqcError(f"{what}: only initializers may lie in another file")
+                check_tensor(tensor, what)
+
+
+def check_tensor(tensor: ir.TensorProtocol, what: str) -> None:
+    """One tensor, `what` in words, must have a type, sizes, and the values if it is embedded."""
+    shape = list(tensor.shape)
+    if any(not isinstance(size, int) or size < 0 for size in shape):
+        raise SpeqcError(f"{what} has the shape {shape}; the file is damaged")
+    if tensor.dtype in (ir.DataType.UNDEFINED, ir.DataType.STRING):
+        raise SpeqcError(f"{what} holds no numbers but {tensor.dtype.name}")
+    if isinstance(tensor, ir.TensorProtoTensor) and not _holds_its_values(tensor):
+        raise SpeqcError(
+            f"{what} does not hold the values of its shape {shape} of {tensor.dtype.name}; "
+            "the file is damaged"
+        )
+
+
+def _holds_its_values(tensor: ir.TensorProtoTensor) -> bool:
+    proto = tensor.raw
+    if tensor.size and not any(field.name.endswith("_data") for field, _ in proto.ListFields()):
+        return False
+    # Every value takes a byte or, where they are packed, its bits: nothing large is made in vain.
+    if tensor.size * min(tensor.dtype.bitwidth, 8) > proto.ByteSize() * 8:
+        return False
+    try:
+        return tensor.numpy().size == tensor.size
+    except (AssertionError, LookupError, TypeError, ValueError):
+        return False
+
+
 def check_types(model: ir.Model) -> None:
     """Inputs of a node that ONNX wants of one type must have one; needs a simplified model."""
     version = model.opset_imports[""]
     for node in model.graph:
         if node.domain != "" or not onnx.defs.has(node.op_type):
             continue
-        parameters = onnx.defs.get_schema(node.op_type, version).inputs
+        try:
+            parameters = onnx.defs.get_schema(node.op_type, version).inputs
+        except onnx.defs.SchemaError as error:
+            raise SpeqcError(
+                f"node '{node.name}': opset {version} has no operator {node.op_type}"
+            ) from error
         first: dict[str, ir.Value] = {}
         for value, parameter in zip(node.inputs, _repeat_last(parameters), strict=False):
             if value is None or parameter.type_str.startswith("tensor"):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import onnx_ir as ir
+import onnx_ir.passes.common as common
 
-from speqc.onnx_state import FLOATS, find_kv_pairs, find_token_input
+from speqc.onnx_state import FLOATS, find_kv_pairs, find_token_input, second_token_input
 from speqc.onnx_symbols import SEQUENCE
 from speqc.runtime.errors import SpeqcError
 
@@ -20,6 +21,11 @@ def check_decoder(model: ir.Model) -> None:
     if find_token_input(graph) is None:
         raise SpeqcError(
             "is no decoder-only language model: no integer input indexes an embedding table"
+        )
+    if (second := second_token_input(graph)) is not None:
+        raise SpeqcError(
+            f"input '{second.name}' picks rows of the table of tokens, too: only decoders of one "
+            "sequence can be compiled, no encoder with a decoder"
         )
     pairs = find_kv_pairs(model)
     caches = {graph.inputs[pair.past_input] for pair in pairs}
@@ -81,11 +87,25 @@ def find_logits(model: ir.Model) -> int:
     return max(candidates, key=lambda position: _width(model.graph.outputs[position]))
 
 
+def drop_other_outputs(model: ir.Model) -> None:
+    """Keep logits and caches; needs a simplified model.
+
+    Some exporters also give hidden states, or the keys and values of a prompt without taking such.
+    """
+    outputs = model.graph.outputs
+    kept = {find_logits(model), *(pair.present_output for pair in find_kv_pairs(model))}
+    for position in reversed(range(len(outputs))):
+        if position not in kept:
+            del outputs[position]
+    common.RemoveUnusedNodesPass()(model)
+
+
 def _has_logits_shape(value: ir.Value) -> bool:
     if value.dtype not in FLOATS or value.shape is None or len(value.shape) != 3:
         return False
     batch, sequence, vocabulary = value.shape
-    return batch == 1 and str(sequence) == SEQUENCE and isinstance(vocabulary, int)
+    is_known = isinstance(vocabulary, int) and vocabulary > 0
+    return batch == 1 and str(sequence) == SEQUENCE and is_known
 
 
 def _width(value: ir.Value) -> int:

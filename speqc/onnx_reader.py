@@ -1,6 +1,6 @@
 """Opens an ONNX file, or says in one line why it can't be used.
 
-Nothing but the graph is loaded: external data are mapped when a tensor is read. A path in a file
+Nothing but the graph is loaded: large tensors are mapped when they are read. A path in a file
 may name nothing outside the file's folder.
 """
 
@@ -9,18 +9,34 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 from google.protobuf.message import DecodeError
+from onnx_ir.external_data import set_base_dir
 
-from speqc.onnx_checks import check_operators, check_opset, check_signatures, check_weights
+from speqc.artifact import is_artifact
+from speqc.onnx_checks import (
+    check_format,
+    check_inputs,
+    check_operators,
+    check_opset,
+    check_signatures,
+    check_tensor,
+    check_tensors,
+    check_weights,
+)
+from speqc.onnx_conversions import convert_weights
 from speqc.onnx_decoder import check_decoder
+from speqc.onnx_functions import inline_functions
+from speqc.onnx_mapping import load_model, mapped_tensor
 from speqc.onnx_quiet import first_cause, quiet
 from speqc.runtime.errors import SpeqcError
 
 FILES_KEY = "speqc.files"
 """Where a model's `meta` keeps the paths of the files it was read from."""
+
+LONGEST_NAME = 250
+"""Characters of a path of external data; many file systems allow no more in a name."""
 
 LFS_POINTER = b"version https://git-lfs"
 
@@ -34,14 +50,18 @@ def open_model(path: str | Path, supported: Collection[str] | None = None) -> ir
     path = Path(path)
     try:
         model = _load(path)
+        check_format(model)
         _check_names(model.graph)
+        check_inputs(model.graph)
         check_opset(model)
         files = _map_external_data(model, path.parent)
         model.meta[FILES_KEY] = (path, *files)
         common.RemoveInitializersFromInputsPass()(model)
-        common.InlinePass()(model)
+        inline_functions(model)
         check_operators(model.graph, supported)
         check_signatures(model.graph)
+        check_tensors(model.graph)
+        convert_weights(model.graph)
         check_weights(model.graph)
         check_decoder(model)
     except SpeqcError as error:
@@ -58,7 +78,11 @@ def _load(path: Path) -> ir.Model:
     if not path.exists():
         raise SpeqcError("no such file")
     if path.is_dir():
+        if is_artifact(path):
+            raise SpeqcError("is a speqc artifact, compiled already; give the .onnx file")
         raise SpeqcError("is a folder; give the .onnx file in it")
+    if not path.is_file():
+        raise SpeqcError("is not a file but a pipe or device; give the .onnx file")
     with path.open("rb") as file:
         start = file.read(len(LFS_POINTER))
     if not start:
@@ -67,10 +91,10 @@ def _load(path: Path) -> ir.Model:
         raise SpeqcError("is a Git LFS pointer, not the model; fetch it with 'git lfs pull'")
     try:
         with quiet():
-            model = ir.load(path)
+            model = load_model(path)
     except DecodeError as error:
         raise SpeqcError("is no ONNX file, or is truncated") from error
-    except (ValueError, TypeError, KeyError, RuntimeError, NotImplementedError) as error:
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise SpeqcError(f"is not valid ONNX: {first_cause(error)}") from error
     if not len(model.graph):
         raise SpeqcError("holds no graph; it is no ONNX file, or is truncated")
@@ -102,31 +126,48 @@ def _check_names(graph: ir.Graph) -> None:
     try:
         graph.sort()
     except ValueError as error:
-        raise SpeqcError(f"graph '{graph.name}' has a cycle") from error
+        name = _node_of_cycle(graph)
+        raise SpeqcError(f"graph '{graph.name}' has a cycle through node '{name}'") from error
+
+
+def _node_of_cycle(graph: ir.Graph) -> str | None:
+    """The name of a node that reads, by way of others, what it makes."""
+    waiting = set(graph)
+    while ready := {node for node in waiting if waiting.isdisjoint(node.predecessors())}:
+        waiting -= ready
+    node, seen = next(node for node in graph if node in waiting), set()
+    while node not in seen:
+        seen.add(node)
+        node = next(before for before in node.predecessors() if before in waiting)
+    return node.name
 
 
 def _map_external_data(model: ir.Model, folder: Path) -> list[Path]:
     """Check external tensors and let them be mapped on every read; returns their files."""
+    set_base_dir(model.graph, folder)
     files: dict[str, Path] = {}
     for value in model.graph.initializers.values():
         tensor = value.const_value
         if not isinstance(tensor, ir.ExternalTensor):
             continue
+        check_tensor(tensor, f"tensor '{tensor.name}'")
         location = str(tensor.location)
         if location not in files:
             files[location] = _safe_path(folder, location, tensor.name)
         _check_extent(tensor, files[location])
-        value.const_value = _mapped(tensor, files[location])
+        value.const_value = mapped_tensor(tensor, files[location])
     return list(files.values())
 
 
 def _safe_path(folder: Path, location: str, name: str) -> Path:
     """The file that `location` names, which must lie in `folder`, links followed."""
     path = folder / location
-    what = f"tensor '{name}': external data file '{location}'"
+    what = f"tensor '{name}': external data file '{location[:LONGEST_NAME]}'"
+    if not location:
+        raise SpeqcError(f"tensor '{name}': its external data have no location")
     if Path(location).is_absolute() or ".." in Path(location).parts:
         raise SpeqcError(f"{what} is outside the model's folder; refused")
-    if not path.exists():
+    if len(location) > LONGEST_NAME or not path.exists():
         raise SpeqcError(f"{what} is missing; put it beside the .onnx file")
     if not path.resolve().is_relative_to(folder.resolve()):
         raise SpeqcError(
@@ -151,22 +192,3 @@ def _check_extent(tensor: ir.ExternalTensor, path: Path) -> None:
             f"tensor '{tensor.name}': bytes {offset} to {offset + length} of '{path.name}' are "
             f"beyond its {size} bytes; the file is truncated or is not this model's"
         )
-
-
-def _mapped(tensor: ir.ExternalTensor, path: Path) -> ir.TensorProtocol:
-    """The same tensor, mapped on every read and unmapped with the array.
-
-    (An `ExternalTensor` keeps its map, and with it every page that was read; it also refuses files
-    with hard links, as some installers make them.)
-    """
-    if tensor.size == 0 or tensor.dtype.bitwidth < 8:
-        return tensor
-    dtype = np.dtype(tensor.dtype.numpy()).newbyteorder("<")
-    offset, shape = tensor.offset or 0, tensor.shape.numpy()
-
-    def read() -> ir.TensorProtocol:
-        return ir.Tensor(
-            np.memmap(path, dtype, "r", offset, shape), dtype=tensor.dtype, shape=tensor.shape
-        )
-
-    return ir.LazyTensor(read, tensor.dtype, tensor.shape, name=tensor.name)

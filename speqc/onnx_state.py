@@ -16,7 +16,7 @@ import onnx_ir as ir
 FLOATS = frozenset({ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.BFLOAT16})
 INTEGERS = frozenset({ir.DataType.INT64, ir.DataType.INT32})
 
-FOLLOWERS = frozenset({"Cast", "Identity", "Mul", "Reshape", "Squeeze", "Unsqueeze"})
+FOLLOWERS = frozenset({"Cast", "Identity", "Mul", "Reshape", "Slice", "Squeeze", "Unsqueeze"})
 """Operators between a softmax and the product with the values."""
 
 CARRIERS = frozenset({"Cast", "CastLike", "Concat", "Identity", "Reshape", "Squeeze", "Transpose"})
@@ -55,6 +55,20 @@ def find_token_input(graph: ir.Graph) -> ir.Value | None:
         if size > best_size:
             best, best_size = value, size
     return best
+
+
+def second_token_input(graph: ir.Graph) -> ir.Value | None:
+    """Another integer input that indexes the tokens' table, as that of an encoder, or None."""
+    tokens = find_token_input(graph)
+    if tokens is None:
+        return None
+    tables = {id(table) for table in _gathered_tables(tokens)}
+    for value in graph.inputs:
+        if value is tokens or value.dtype not in INTEGERS:
+            continue
+        if any(id(table) in tables for table in _gathered_tables(value)):
+            return value
+    return None
 
 
 def _gathered_tables(value: ir.Value) -> Iterator[ir.TensorProtocol]:

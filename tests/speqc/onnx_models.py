@@ -1,6 +1,7 @@
 """Tiny decoders as ONNX files, written node by node as exporters write them."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 VOCABULARY, HIDDEN, HEADS, KV_HEADS, HEAD_SIZE = 80, 16, 4, 2, 4
 WIDTH, KV_WIDTH = HEADS * HEAD_SIZE, KV_HEADS * HEAD_SIZE
 
-CORPUS = Path(
-    os.environ.get("SPEQC_CORPUS", Path(__file__).parents[3] / "shared" / "onnx" / "onnx")
-)
+CORPUS = Path(os.environ.get("SPEQC_CORPUS", Path(__file__).parents[3] / "shared" / "onnx"), "onnx")
 """Files of real exporters; tests that need them skip where they are not."""
 
 
@@ -21,7 +20,7 @@ def corpus_model(name: str) -> Path:
     """The path of one of the corpus's files, or a skip."""
     path = CORPUS / name
     if not path.exists():
-        pytest.skip(f"no corpus at {CORPUS} (set SPEQC_CORPUS)")
+        pytest.skip(f"no corpus at {CORPUS.parent} (set SPEQC_CORPUS)")
     return path
 
 
@@ -63,11 +62,13 @@ def decoder(
     batch: str | int = "batch",
     sequence: str | int = "sequence",
     caches: bool = True,
+    last: Callable[[Graph, str], str] | None = None,
 ) -> onnx.ModelProto:
     """A decoder of `layers` attention layers with grouped queries, without norms and positions.
 
     Shapes are computed as exporters do it: Shape, Gather, Unsqueeze, Concat, Reshape. The names of
-    caches say nothing: keys and values can be told by data flow only.
+    caches say nothing: keys and values can be told by data flow only. `last` adds nodes before the
+    head.
     """
     g = Graph(element_type)
     for name, value in (("zero", 0), ("one", 1)):
@@ -87,6 +88,8 @@ def decoder(
     for layer in range(layers):
         hidden = _attention(g, layer, hidden, length, total, mask, caches)
         outputs += [f"new_{2 * layer}", f"new_{2 * layer + 1}"] if caches else []
+    if last is not None:
+        hidden = last(g, hidden)
     g.node("MatMul", [hidden, g.weight("head", HIDDEN, VOCABULARY)], "scores")
     return _model(g, layers, opset, batch, sequence, caches, outputs)
 
@@ -200,6 +203,58 @@ def _model(
     return helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", opset)], producer_name="tests", ir_version=9
     )
+
+
+def fused_decoder() -> onnx.ModelProto:
+    """A decoder of one layer in operators of ONNX Runtime, with rotary embedding and SwiGLU."""
+    g = Graph()
+    g.constant("gain", g.random.uniform(0.5, 1.5, HIDDEN).astype(g.array_type))
+    angles = np.outer(np.arange(32), 1 / 100.0 ** np.arange(HEAD_SIZE // 2))
+    g.constant("cosines", np.cos(angles).astype(g.array_type))
+    g.constant("sines", np.sin(angles).astype(g.array_type))
+    count = g.node("ReduceSum", ["mask", g.integers("at1", [1])], "count", keepdims=0)
+    before = g.node("Sub", [count, "at1"], "before")
+    last = g.node("Cast", [before], "last", to=TensorProto.INT32)
+    sizes = g.node("Shape", ["mask"], "sizes")
+    total = g.node("Gather", [sizes, g.integers("one", 1)], "total", axis=0)
+    length = g.node("Cast", [total], "length", to=TensorProto.INT32)
+    hidden = g.node("Gather", [g.weight("table", VOCABULARY, HIDDEN), "tokens"], "embedded")
+    plain = g.node("SimplifiedLayerNormalization", [hidden, "gain"], "plain", epsilon=1e-6)
+    fused = g.weight("w_fused", HIDDEN, WIDTH + 2 * KV_WIDTH)
+    fused = g.node("MatMul", [plain, fused], "fused")
+    states = ["state_0", "state_1"]
+    attention = helper.make_node(
+        "GroupQueryAttention",
+        [fused, "", "", *states, last, length, "cosines", "sines"],
+        ["mixed", "new_0", "new_1"],
+        name="node_mixed",
+        domain="com.microsoft",
+        num_heads=HEADS,
+        kv_num_heads=KV_HEADS,
+        do_rotary=1,
+    )
+    g.nodes.append(attention)
+    out = g.node("MatMul", ["mixed", g.weight("w_out", WIDTH, HIDDEN)], "out")
+    skip = helper.make_node(
+        "SkipSimplifiedLayerNormalization",
+        [hidden, out, "gain"],
+        ["normal", "", "", "residual"],
+        name="node_normal",
+        domain="com.microsoft",
+        epsilon=1e-6,
+    )
+    g.nodes.append(skip)
+    gate = g.node("MatMul", ["normal", g.weight("w_gate", HIDDEN, 2 * HIDDEN)], "gate")
+    open_gate = g.node("Sigmoid", [gate], "open_gate")
+    swish = g.node("Mul", [gate, open_gate], "swish")
+    up = g.node("MatMul", ["normal", g.weight("w_up", HIDDEN, 2 * HIDDEN)], "up")
+    product = g.node("Mul", [swish, up], "product")
+    down = g.node("MatMul", [product, g.weight("w_down", 2 * HIDDEN, HIDDEN)], "down")
+    final = g.node("Add", ["residual", down], "final")
+    g.node("MatMul", [final, g.weight("head", HIDDEN, VOCABULARY)], "scores")
+    model = _model(g, 1, 20, "batch", "sequence", True, ["new_0", "new_1"])
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return model
 
 
 def save(model: onnx.ModelProto, folder: Path, external: bool = False) -> Path:

@@ -15,7 +15,9 @@ a name, a digest and a type; `onnx.Constant` holds at most 64 elements.
 
 The name of the ONNX node is the operation's location, `loc("/model/layers.0/MatMul")`; it is
 printed with `--print-debuginfo`, parsed again, and read by `node_name`. xDSL's rewriter gives a new
-operation no location: a rewrite should give it that of the operation it replaces.
+operation no location: a rewrite should give it that of the operation it replaces. Of operations
+with one location the last makes the node's outputs; one that makes another output says which,
+`loc("/model/norm"("3"))`.
 """
 
 from __future__ import annotations
@@ -61,6 +63,7 @@ from xdsl.printer import Printer
 from xdsl.traits import ConstantLike, Pure
 from xdsl.utils.exceptions import VerifyException
 
+from speqc.dialects.digests import NO_BYTES, digest_error
 from speqc.dialects.onnx_schema import UNLIMITED, OperatorSchema, operator_schemas
 
 LARGEST_CONSTANT = 64
@@ -172,6 +175,10 @@ class OnnxOp(IRDLOperation, ABC):
         )
 
 
+MatrixFacts = tuple[str, Sequence[int], int]
+"""Digest, histogram of exponents, and number of zeros of an FP16 matrix."""
+
+
 @irdl_op_definition
 class NoValueOp(IRDLOperation):
     """Stands for an optional input that the node leaves empty."""
@@ -191,9 +198,12 @@ class NoValueOp(IRDLOperation):
 class InitializerOp(IRDLOperation):
     """A tensor of the model by reference: its bytes lie in the tensor store under `ref`.
 
-    `digest` is the SHA-256 of the tensor's little-endian bytes in row-major order. FP16 matrices
-    also carry `exponents`, how many values have each value of FP16's exponent field (32 bins), and
+    `digest` is the SHA-256 of the tensor's little-endian bytes in row-major order, or "none" for a
+    tensor of which nothing but its type is known. FP16 matrices with bytes also carry `exponents`, how many values have each value of FP16's exponent field (32 bins), and
     `zeros`, how many values are zero of either sign.
+
+    A stack of matrices, FP16 of three dimensions, has in `parts` the same three facts of each of
+    them; `part` says that the result is one matrix of the stack `ref`.
     """
 
     name = "onnx.initializer"
@@ -202,6 +212,8 @@ class InitializerOp(IRDLOperation):
     digest = prop_def(StringAttr)
     exponents = opt_prop_def(DenseArrayBase.constr(i64))
     zeros = opt_prop_def(IntegerAttr.constr(i64))
+    part = opt_prop_def(IntegerAttr.constr(i64))
+    parts = opt_prop_def(ArrayAttr)
     result = result_def(TensorType)
 
     traits = traits_def(Pure())
@@ -215,19 +227,27 @@ class InitializerOp(IRDLOperation):
         result_type: TensorType,
         exponents: Sequence[int] | None = None,
         zeros: int | None = None,
+        *,
+        parts: Sequence[MatrixFacts] = (),
+        part: int | None = None,
     ):
+        facts = [
+            ArrayAttr([fact for fact in _matrix_properties(*part).values() if fact is not None])
+            for part in parts
+        ]
         properties: dict[str, Attribute | None] = {
             "ref": StringAttr(ref),
-            "digest": StringAttr(digest),
-            "exponents": None if exponents is None else DenseArrayBase.from_list(i64, exponents),
-            "zeros": None if zeros is None else IntegerAttr(zeros, i64),
+            **_matrix_properties(digest, exponents, zeros),
+            "part": None if part is None else IntegerAttr(part, i64),
+            "parts": ArrayAttr(facts) if parts else None,
         }
         super().__init__(result_types=[result_type], properties=properties)
 
     def verify_(self) -> None:
         """Check the digest's form and the histogram's length and total."""
-        if not self.digest.data.startswith("sha256:"):
-            raise VerifyException(f"digest must start with 'sha256:', got '{self.digest.data}'")
+        error = digest_error(self.digest.data, self.exponents, self.zeros, self.parts)
+        if error is not None:
+            raise VerifyException(error)
         if self.exponents is None:
             return
         if len(self.exponents) != EXPONENTS:
@@ -237,6 +257,34 @@ class InitializerOp(IRDLOperation):
         size, total = self.result.type.element_count(), sum(self.exponents.get_values())
         if total != size:
             raise VerifyException(f"exponents count {total} values, the tensor has {size}")
+        if self.parts is not None and len(self.parts) != self.result.type.get_shape()[0]:
+            raise VerifyException(
+                f"parts tell of {len(self.parts)} matrices, the tensor has type {self.result.type}"
+            )
+
+    def matrix(self, part: int) -> InitializerOp:
+        """One matrix of a stack, as a reference of its own."""
+        sizes = self.result.type.get_shape()[1:]
+        type = TensorType(self.result.type.element_type, sizes)
+        op = InitializerOp(self.ref.data, NO_BYTES, type, part=part)
+        if self.digest.data == NO_BYTES:
+            return op
+        assert self.parts is not None
+        facts = self.parts.data[part]
+        assert isinstance(facts, ArrayAttr)
+        digest, exponents, zeros = facts
+        op.properties.update(digest=digest, exponents=exponents, zeros=zeros)
+        return op
+
+
+def _matrix_properties(
+    digest: str, exponents: Sequence[int] | None, zeros: int | None
+) -> dict[str, Attribute | None]:
+    return {
+        "digest": StringAttr(digest),
+        "exponents": None if exponents is None else DenseArrayBase.from_list(i64, exponents),
+        "zeros": None if zeros is None else IntegerAttr(zeros, i64),
+    }
 
 
 @irdl_op_definition
@@ -339,6 +387,21 @@ def node_name(op: Operation) -> str:
 def node_location(name: str | None) -> LocationAttr:
     """The location of an operation that came from the node `name`."""
     return NameLoc(StringAttr(name), NoneAttr()) if name else UnknownLoc()
+
+
+def output_location(location: LocationAttr, output: int) -> LocationAttr:
+    """The location of an operation that alone makes one output of a node, `loc("norm"("3"))`."""
+    if not isinstance(location, NameLoc):
+        return location
+    return NameLoc(location.desc, NameLoc(StringAttr(str(output)), NoneAttr()))
+
+
+def node_output(op: Operation) -> int | None:
+    """Which output of its node an operation makes, where its location says so."""
+    if not isinstance(op.location, NameLoc) or not isinstance(op.location.location, NameLoc):
+        return None
+    output = op.location.location.desc.data
+    return int(output) if output.isdecimal() else None
 
 
 class _OnnxDialect(Dialect):

@@ -7,23 +7,28 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from xdsl.dialects.builtin import TensorType
+from xdsl.dialects.builtin import DYNAMIC_INDEX, TensorType
 from xdsl.dialects.func import FuncOp, ReturnOp
 from xdsl.ir import Operation, SSAValue
 
 from speqc.dialects import pe
 from speqc.dialects.speq import View, ViewType
-from speqc.runtime.attention import AttentionSpec, KVCache, attention
+from speqc.runtime.attention import KVCache, attention
+from speqc.runtime.attention_attributes import attention_spec
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.ir_values import dense_array, numpy_dtype, python_values
 from speqc.runtime.matmul import matmul_draft, matmul_full
 from speqc.runtime.norms import rms_norm
 from speqc.runtime.rotary import rotary
-from speqc.runtime.vector_ops import VECTOR_OPS, VectorOp, evaluate
+from speqc.runtime.routing import predicates
+from speqc.runtime.vector_ops import COUNTS_OUTPUTS, VECTOR_OPS, VectorOp, evaluate
 from speqc.runtime.vector_upgrade import UPGRADES
 from speqc.runtime.weights import Weight
 
 Kernel = Callable[..., Sequence[Any]]
+
+Observer = Callable[[Operation, Sequence[Any], Sequence[Any]], Sequence[Any]]
+"""Sees an operation, its operands and its results; what it returns takes the results' place."""
 
 
 @dataclass
@@ -37,6 +42,7 @@ class _Frame:
 class _Instruction:
     """A kernel with the places of its operands, of its results, and of values that end with it."""
 
+    op: Operation
     kernel: Kernel
     operands: tuple[int, ...]
     results: tuple[int, ...]
@@ -68,6 +74,8 @@ class Step:
         block = function.body.block
         places: dict[SSAValue, int] = {arg: place for place, arg in enumerate(block.args)}
         self._code: list[_Instruction] = []
+        numbers = {value: number for number, value in enumerate(predicates(function))}
+        self._rows = [np.zeros(0, np.int64)] * len(numbers)
         last_use = _last_uses(block.ops)
         for op in block.ops:
             if isinstance(op, ReturnOp):
@@ -78,7 +86,8 @@ class Step:
                 places[result] = len(places)
             self._code.append(
                 _Instruction(
-                    self._binder.bind(op),
+                    op,
+                    self._counting(op, self._binder.bind(op), numbers),
                     tuple(places[value] for value in op.operands),
                     tuple(places[value] for value in op.results),
                     tuple(places[value] for value in last_use.get(op, ())),
@@ -86,13 +95,39 @@ class Step:
             )
         self._values: list[Any] = [None] * len(places)
 
-    def run(self, tokens: NDArray[np.int64], past: int) -> NDArray:
-        """Logits [M, vocabulary] of `tokens` [M] behind `past` positions in the caches."""
+    @property
+    def chosen(self) -> NDArray[np.int64]:
+        """Of the last run: for each predicate, for how many rows of each token it held."""
+        return np.stack(self._rows) if self._rows else np.zeros((0, 0), np.int64)
+
+    def _counting(self, op: Operation, kernel: Kernel, numbers: Mapping[SSAValue, int]) -> Kernel:
+        """The kernel, which also counts the rows that its results hold for as predicates."""
+        found = [(i, numbers[value]) for i, value in enumerate(op.results) if value in numbers]
+        if not found:
+            return kernel
+
+        def count(*operands: Any) -> Sequence[Any]:
+            results = kernel(*operands)
+            for place, number in found:
+                # The first dimension is the batch, the second the tokens.
+                self._rows[number] = results[place].reshape(results[place].shape[1], -1).sum(1)
+            return results
+
+        return count
+
+    def run(self, tokens: NDArray[np.int64], past: int, observe: Observer | None = None) -> NDArray:
+        """Logits [M, vocabulary] of `tokens` [M] behind `past` positions in the caches.
+
+        `observe` sees each operation behind its execution.
+        """
         values = self._values
         values[0] = tokens[None]
         self._frame.past = past
         for instruction in self._code:
-            results = instruction.kernel(*[values[place] for place in instruction.operands])
+            operands = [values[place] for place in instruction.operands]
+            results = instruction.kernel(*operands)
+            if observe is not None:
+                results = observe(instruction.op, operands, results)
             for place, result in zip(instruction.results, results, strict=True):
                 values[place] = result
             for place in instruction.dead:
@@ -188,18 +223,12 @@ class _Binder:
                 f"pe.gemm of a {view.view} view while the array is in {self.mode} mode"
             )
         kernel = _draft_gemm if view.view == View.DRAFT else _full_gemm
-        return partial(kernel, _result_dtype(op.result))
+        dtype = _result_dtype(op.result)
+        gemm = partial(kernel, dtype)
+        return gemm if op.predicate is None else partial(_chosen_rows, gemm, dtype)
 
     def _attention(self, op: pe.AttentionOp) -> Kernel:
-        spec = AttentionSpec(
-            score_scale=None if op.score_scale is None else op.score_scale.value.data,
-            score_dtype=numpy_dtype(op.score_type),
-            softmax_dtype=np.float32,
-            prob_dtype=numpy_dtype(op.probability_type),
-            out_dtype=_result_dtype(op.result),
-            window=None if op.window is None else op.window.value.data,
-            softcap=None if op.softcap is None else op.softcap.value.data,
-        )
+        spec = attention_spec(op, _result_dtype(op.result))
 
         def kernel(
             query: NDArray, key: NDArray, value: NDArray, cache: KVCache, _values: KVCache
@@ -223,7 +252,7 @@ def _nothing() -> Sequence[Any]:
     return ()
 
 
-def _known(values: Sequence[Any]) -> Sequence[Any]:
+def _known(values: Sequence[Any], *_predicate: NDArray) -> Sequence[Any]:
     return values
 
 
@@ -243,12 +272,57 @@ def _draft_gemm(dtype: np.dtype, x: NDArray, weight: Weight) -> Sequence[NDArray
     return (product.reshape(*x.shape[:-1], weight.n),)
 
 
+def _chosen_rows(
+    gemm: Callable[[NDArray, Weight], Sequence[NDArray]],
+    dtype: np.dtype,
+    x: NDArray,
+    weight: Weight,
+    predicate: NDArray,
+) -> Sequence[NDArray]:
+    """The product for the rows that a predicate holds for; the others are zero."""
+    chosen = predicate.reshape(-1)
+    product = np.zeros((chosen.size, weight.n), dtype)
+    if chosen.any():
+        (product[chosen],) = gemm(x.reshape(-1, weight.k)[chosen], weight)
+    return (product.reshape(*x.shape[:-1], weight.n),)
+
+
 def _append(cache: KVCache, key: NDArray, value: NDArray) -> Sequence[Any]:
     cache.append(key[0], value[0])
     return ()
 
 
 def _vector(op: pe.VectorOp, opset: int) -> Kernel:
+    kernel = _vector_kernel(op, opset)
+    if op.predicate is None:
+        return kernel
+    kinds = [(_result_dtype(value), _shape(value)) for value in op.results]
+    return partial(_zero_where_not_chosen, kernel, kinds)
+
+
+def _shape(value: SSAValue) -> tuple[int, ...]:
+    """A value's shape with -1 for the dynamic size."""
+    assert isinstance(value.type, TensorType)
+    return tuple(-1 if size == DYNAMIC_INDEX else size for size in value.type.get_shape())
+
+
+def _zero_where_not_chosen(
+    kernel: Kernel, kinds: Sequence[tuple[np.dtype, tuple[int, ...]]], *operands: Any
+) -> Sequence[NDArray]:
+    """Results whose rows are zero where a predicate, the last operand, does not hold."""
+    *inputs, predicate = operands
+    chosen = predicate.reshape(-1)
+    computed = kernel(*inputs) if chosen.any() else [None] * len(kinds)
+    results = []
+    for array, (dtype, shape) in zip(computed, kinds, strict=True):
+        result = np.zeros((chosen.size, shape[-1]), dtype)
+        if array is not None:
+            result[chosen] = array.reshape(result.shape)[chosen]
+        results.append(result.reshape(shape))
+    return results
+
+
+def _vector_kernel(op: pe.VectorOp, opset: int) -> Kernel:
     name = op.kernel.data
     arguments = python_values(op.attributes_)
     absent: Any = arguments.pop("absent", [])
@@ -260,8 +334,7 @@ def _vector(op: pe.VectorOp, opset: int) -> Kernel:
     if name not in VECTOR_OPS:
         raise SpeqcError(f'pe.vector "{name}": the vector unit has no such kernel')
     is_older = name in UPGRADES and opset < UPGRADES[name][0]
-    # Split may tell its parts by the number of its results alone.
-    if absent or is_older or name == "Split":
+    if absent or is_older or (name in COUNTS_OUTPUTS and len(op.results) > 1):
         return partial(_any_onnx, name, absent, arguments, opset, len(op.results))
     return partial(_onnx, VECTOR_OPS[name], arguments)
 

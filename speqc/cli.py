@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from speqc import __version__
 from speqc.diagnostics import ReportingGroup, report
@@ -151,8 +152,18 @@ def compile_command(
 @click.option(
     "--check", is_flag=True, help="Also decode autoregressively; exit 1 if a logit bit differs."
 )
+@click.option(
+    "--compare",
+    type=FILE,
+    metavar="MODEL.onnx",
+    help="Instead of decoding, compare each value on the prompt with this file's; exit 1 if one "
+    "differs.",
+)
+@click.option("--verbose", is_flag=True, help="With --compare, list all values.")
 @click.option("--json", "json_to", metavar="FILE|-", help=JSON_HELP)
+@click.pass_context
 def run_command(
+    context: click.Context,
     artifact: Path,
     prompt: str | None,
     token_ids: str | None,
@@ -168,6 +179,8 @@ def run_command(
     top_p: float,
     seed: int,
     check: bool,
+    compare: Path | None,
+    verbose: bool,
     json_to: str | None,
 ) -> None:
     """Continue a prompt with ARTIFACT on the simulated machine."""
@@ -175,7 +188,18 @@ def run_command(
         raise click.UsageError("give either --prompt or --token-ids")
     if chat and prompt is None:
         raise click.UsageError("--chat needs --prompt")
+    if verbose and compare is None:
+        raise click.UsageError("--verbose needs --compare")
     expect_existing(artifact)
+    if compare is not None:
+        _refuse_decoding_options(context)
+        expect_existing(compare)
+        from speqc.run import Prompt
+        from speqc.run_compare import run_compare
+
+        asked = Prompt(prompt, token_ids, chat)
+        run_compare(artifact, compare, asked, verbose=verbose, json_to=json_to)
+        return
     from speqc.run import Prompt, run
     from speqc.runtime.decode import DecodeOptions
     from speqc.runtime.sampling import SamplingOptions
@@ -189,6 +213,19 @@ def run_command(
     )
     wanted = Prompt(prompt, token_ids, chat)
     run(artifact, wanted, mode, options, stop=not no_stop, check=check, json_to=json_to)
+
+
+COMPARE_TAKES = frozenset(
+    {"artifact", "prompt", "token_ids", "chat", "compare", "verbose", "json_to"}
+)
+"""Parameters of `run` that say something where nothing is decoded."""
+
+
+def _refuse_decoding_options(context: click.Context) -> None:
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name or "")
+        if parameter.name not in COMPARE_TAKES and given == ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--compare decodes nothing: leave out {parameter.opts[-1]}")
 
 
 @main.command("simulate")

@@ -131,7 +131,12 @@ class Session:
             **({} if sink.text is None else {"text": sink.text}),
             "prompt_chunk": options.prompt_chunk,
             **run_fields(
-                self.timer, len(prompt), len(decoded.tokens), decoded.calls, decoded.rounds
+                self.timer,
+                len(prompt),
+                len(decoded.tokens),
+                decoded.calls,
+                decoded.rounds,
+                decoded.routes[len(prompt) :],
             ),
             "wall_seconds": wall,
         }

@@ -89,7 +89,7 @@ func.func @unknown_operator(%x: tensor<4xf16>) {
 
 // -----
 
-// CHECK: digest must start with 'sha256:', got 'md5:00'
+// CHECK: digest must be 'none' or start with 'sha256:', got 'md5:00'
 %w = onnx.initializer "w", "md5:00" : tensor<2x2xf16>
 
 // -----
@@ -116,3 +116,8 @@ func.func @unknown_operator(%x: tensor<4xf16>) {
 
 // CHECK: expected a dense value
 %c = onnx.Constant 1 : i64
+
+// -----
+
+// CHECK: parts tell of 1 matrices, the tensor has type tensor<2x4x8xf16>
+%w = onnx.initializer "w", "sha256:00" {exponents = array<i64: 64, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0>, parts = [["sha256:01"]]} : tensor<2x4x8xf16>

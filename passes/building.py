@@ -10,6 +10,7 @@ from xdsl.dialects.builtin import (
     Float32Type,
     IntegerAttr,
     TensorType,
+    i1,
     i32,
     i64,
 )
@@ -19,7 +20,13 @@ from xdsl.rewriter import InsertPoint, Rewriter
 from speqc.dialects.onnx import ConstantOp, operator_class
 from speqc.passes.matching import element_type, shape, tensor_type
 
-ONNX_TYPES: Mapping[Attribute, int] = {Float32Type(): 1, i32: 6, i64: 7, Float16Type(): 10}
+ONNX_TYPES: Mapping[Attribute, int] = {
+    Float32Type(): 1,
+    i32: 6,
+    i64: 7,
+    i1: 9,
+    Float16Type(): 10,
+}
 """ONNX's numbers of element types, as `onnx.Cast` takes them."""
 
 

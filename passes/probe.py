@@ -15,6 +15,7 @@ from xdsl.ir import Block, Operation, SSAValue
 
 from speqc.dialects.onnx import ConstantOp, InitializerOp, NoValueOp
 from speqc.runtime.ir_values import dense_array, python_value
+from speqc.runtime.vector_elementwise import ELEMENTWISE
 from speqc.runtime.vector_ops import VECTOR_OPS, evaluate
 
 NEWEST_OPSET = 24
@@ -123,9 +124,15 @@ class Probe:
 
 
 def _shaped(op: Operation, samples: Sequence[Sample | None]) -> Sequence[Sample] | None:
-    """The result's shape, for the few operations between a graph's inputs and `onnx.Shape`."""
+    """The result's shape, for the operations between a graph's inputs and `onnx.Shape`."""
     first = samples[0]
-    if operator(op) in ("Cast", "Identity"):
+    if operator(op) in ELEMENTWISE:
+        shapes = [sample.shape for sample in samples if isinstance(sample, Shaped | np.ndarray)]
+        try:
+            return [Shaped(np.broadcast_shapes(*shapes))]
+        except ValueError:
+            return None
+    if operator(op) in ("Cast", "CastLike", "Identity"):
         return None if first is None else [first]
     indices = samples[-1]
     if operator(op) != "Gather" or not isinstance(first, Shaped) or attributes(op).get("axis", 0):

@@ -80,7 +80,8 @@ class _Weights:
         type = element_type(tensor.result)
         if not isinstance(type, Float16Type):
             raise fail(user, f"the weight '{tensor.ref.data}' is {type}; only f16 is supported")
-        name = self.names.choose(user, tensor.ref.data)
+        part = None if tensor.part is None else tensor.part.value.data
+        name = self.names.choose(user, tensor.ref.data, part)
         weight = WeightOp(
             name,
             tensor.ref.data,
@@ -89,6 +90,7 @@ class _Weights:
             transposed=matrix.transposed,
             exponents=tensor.exponents,
             zeros=None if tensor.zeros is None else tensor.zeros.value.data,
+            part=part,
         )
         Rewriter.insert_op(weight, InsertPoint.before(self.function))
         return name
@@ -126,11 +128,14 @@ def _raise_fused(op: OnnxOp, weights: _Weights) -> SSAValue | None:
 
 
 def _product(op: OnnxOp, matrix: _Matrix, weights: _Weights) -> SSAValue:
-    """op's first operand, as [1, M, K] whatever its rank, times a weight, in the shape of op's."""
+    """op's first operand, as [1, M, K] whatever its rank, times a weight, in the shape of op's.
+
+    Some rows for each token, as [1, M, 2, K], stay apart from the tokens.
+    """
     builder, result = Builder(op), op.results[0]
     rows, columns = matrix.shape
     input = op.operands[0]
-    if len(shape(input)) != 3:
+    if len(shape(input)) != 3 and not (len(shape(input)) == 4 and shape(input)[:2] == (1, ANY)):
         input = builder.reshape(input, (1, ANY, rows))
     view = ViewOp(weights.symbol(op, matrix), ViewType(rows, columns, View.FULL))
     type = tensor_type(element_type(result), (*shape(input)[:-1], columns))

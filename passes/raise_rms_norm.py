@@ -36,8 +36,6 @@ from speqc.passes.matching import (
 
 NORM_OPERATORS = ("onnx.RMSNormalization", "onnx.SimplifiedLayerNormalization")
 
-SKIP_OPERATOR = "onnx.microsoft.SkipSimplifiedLayerNormalization"
-
 
 class _Scaled(NamedTuple):
     """The last operation of a normalisation, and what it needs besides input and epsilon."""
@@ -145,21 +143,6 @@ def _scaled(inverse: SSAValue, wide: SSAValue) -> _Scaled | None:
     return _Scaled(last, scale, False) if cast is None else _Scaled(cast, scale, True)
 
 
-class _RaiseSkip(RewritePattern):
-    """Take ONNX Runtime's normalisation of a sum apart into the sum and `speq.rms_norm`."""
-
-    def match_and_rewrite(self, op: Operation, rewriter: PatternRewriter) -> None:
-        if not isinstance(op, OnnxOp) or op.name != SKIP_OPERATOR or op.input("bias") is not None:
-            return
-        first, second, scale = op.operands[:3]
-        if any(result.uses for result in op.results[1:3]):
-            return
-        total = Builder(op).onnx("Add", [first, second], first.type)
-        if len(op.results) > 3:
-            op.results[3].replace_all_uses_with(total)
-        _raise(_Scaled(op, scale, True), total, op.number("epsilon", 1e-12))
-
-
 @dataclass(frozen=True)
 class RaiseRmsNormPass(ModulePass):
     """Raise spelt-out RMS normalisation to `speq.rms_norm`."""
@@ -168,8 +151,6 @@ class RaiseRmsNormPass(ModulePass):
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         """Raise every normalisation whose rounding points are the operation's."""
-        patterns = GreedyRewritePatternApplier(
-            [_RaiseMean(), _RaiseOperator(), _RaiseSkip()], dce_enabled=False
-        )
+        patterns = GreedyRewritePatternApplier([_RaiseMean(), _RaiseOperator()], dce_enabled=False)
         PatternRewriteWalker(patterns, apply_recursively=False).rewrite_module(op)
         region_dce(op.body)

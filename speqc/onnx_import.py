@@ -42,12 +42,14 @@ from speqc.dialects.onnx import (
 )
 from speqc.dialects.onnx_schema import qualified_name
 from speqc.onnx_checks import check_types
-from speqc.onnx_decoder import find_logits
+from speqc.onnx_conversions import notes_on_conversions
+from speqc.onnx_decoder import drop_other_outputs, find_logits
+from speqc.onnx_node_check import check_nodes
 from speqc.onnx_reader import open_model, source_files
 from speqc.onnx_simplify import simplify
 from speqc.onnx_state import find_kv_pairs
 from speqc.onnx_types import dense_value, element_type, property_value, tensor_type
-from speqc.onnx_weights import choose_types
+from speqc.onnx_weights import choose_types, pure_weights
 from speqc.runtime.errors import SpeqcError
 from speqc.tensor_store import TensorStore
 
@@ -72,12 +74,14 @@ def import_model(path: str | Path, allow_fp32_to_fp16: bool = False) -> Imported
     try:
         simplify(model)
         check_types(model)
+        check_nodes(model)
+        drop_other_outputs(model)
         weights = choose_types(model, allow_fp32_to_fp16)
         store = TensorStore(source_files(model))
         module = _Importer(model, store, weights.demoted).module()
     except SpeqcError as error:
         raise SpeqcError(f"{path}: {error}") from error
-    return Imported(module, store, weights.notes)
+    return Imported(module, store, [*weights.notes, *notes_on_conversions(model.graph)])
 
 
 class _Importer:
@@ -89,7 +93,8 @@ class _Importer:
         self.demoted = demoted
         self.block = Block(arg_types=[tensor_type(value) for value in model.graph.inputs])
         self.values: dict[ir.Value, SSAValue] = {}
-        self.references: dict[str, InitializerOp] = {}
+        self.weights = pure_weights(model.graph)
+        self.references: dict[str, Operation] = {}
         self.none: SSAValue | None = None
 
     def module(self) -> ModuleOp:
@@ -142,7 +147,7 @@ class _Importer:
         elif value.name in self.demoted:
             stored = self.reference(value, TensorType(f16, shape), np.dtype(np.float16))
             cast = operator_class("onnx.Cast")(
-                [stored.result], [TensorType(f32, shape)], {"to": IntegerAttr(1, i64)}
+                [stored.results[0]], [TensorType(f32, shape)], {"to": IntegerAttr(1, i64)}
             )
             result = self.add(cast, [value])
         else:
@@ -153,13 +158,31 @@ class _Importer:
 
     def reference(
         self, value: ir.Value, result_type: TensorType, dtype: np.dtype | None
-    ) -> InitializerOp:
-        """Put a tensor into the store and refer to it; equal ones share one reference."""
+    ) -> Operation:
+        """Put a tensor into the store and refer to it; equal ones share one reference.
+
+        A weight that is another one transposed becomes an `onnx.Transpose` of that.
+        """
         assert value.name is not None and value.const_value is not None
         stored = self.store.add(value.name, value.const_value, dtype)
         if (shared := self.references.get(stored.name)) is not None:
             return shared
-        op = InitializerOp(stored.name, stored.digest, result_type, stored.exponents, stored.zeros)
+        twin = self.store.transpose_of(stored) if value in self.weights else None
+        if twin is not None and twin.name in self.references:
+            op = operator_class("onnx.Transpose")(
+                [self.references[twin.name].results[0]],
+                [result_type],
+                {"perm": DenseArrayBase.from_list(i64, [1, 0])},
+            )
+        else:
+            op = InitializerOp(
+                stored.name,
+                stored.digest,
+                result_type,
+                stored.exponents,
+                stored.zeros,
+                parts=stored.parts,
+            )
         self.add(op, [value])
         self.references[stored.name] = op
         return op

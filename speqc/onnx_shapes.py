@@ -9,18 +9,17 @@ or computed twice are constants or computed once. What is left serves masks and 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
 import onnx_ir as ir
 from onnx_shape_inference import SYM_DATA_KEY
 
-from speqc.onnx_symbols import PAST, SEQUENCE, TOTAL, Affine, Dim, affine, elements, is_ours, same
+from speqc.onnx_bounds import decided_operand
+from speqc.onnx_slices import FAR, slice_size
+from speqc.onnx_symbols import PAST, SEQUENCE, TOTAL, Dim, elements, is_ours, same
 from speqc.runtime.errors import SpeqcError
-
-FAR = 2**31 - 1
-"""A bound of a `Slice` from here on means the end of the axis."""
 
 
 def remove_shape_arithmetic(graph: ir.Graph) -> None:
@@ -28,7 +27,14 @@ def remove_shape_arithmetic(graph: ir.Graph) -> None:
 
     Raises SpeqcError for a `Slice` of fixed bounds on an axis of unknown size.
     """
-    rules = {"Reshape": _fix_reshape, "Expand": _fix_expand, "Slice": _fix_slice}
+    rules = {
+        "Reshape": _fix_reshape,
+        "Expand": _fix_expand,
+        "Max": _fix_choice,
+        "Min": _fix_choice,
+        "Shape": _fix_shape,
+        "Slice": _fix_slice,
+    }
     known: dict[tuple, ir.Value] = {}
     for node in graph:
         for output in node.outputs:
@@ -54,7 +60,7 @@ def expand_constants_of_shape(graph: ir.Graph) -> None:
         attribute = node.attributes.get("value")
         filler = attribute.as_tensor().numpy() if attribute is not None else np.zeros(1, np.float32)
         output = node.outputs[0]
-        scalar = _initializer(graph, filler.reshape(()), f"{output.name}_filler")
+        scalar = initializer(graph, filler.reshape(()), f"{output.name}_filler")
         _replace(graph, node, ir.Node("", "Expand", [scalar, node.inputs[0]], name=node.name))
 
 
@@ -70,10 +76,11 @@ def _replace(graph: ir.Graph, node: ir.Node, replacement: ir.Node) -> None:
 
 def _constant(graph: ir.Graph, elements: Sequence[int], name: str) -> ir.Value:
     """A new initializer of the graph: a vector of 64-bit integers."""
-    return _initializer(graph, np.array(elements, np.int64), name)
+    return initializer(graph, np.array(elements, np.int64), name)
 
 
-def _initializer(graph: ir.Graph, array: np.ndarray, name: str) -> ir.Value:
+def initializer(graph: ir.Graph, array: np.ndarray, name: str) -> ir.Value:
+    """A new initializer of the graph, under a name like the given one."""
     while name in graph.initializers:
         name += "_"
     value = ir.Value(
@@ -98,11 +105,64 @@ def _reuse_known_integers(graph: ir.Graph, value: ir.Value, known: dict[tuple, i
     if all(isinstance(dim, int) for dim in dims):
         integer = np.int64 if value.dtype == ir.DataType.INT64 else np.int32
         array = np.array(dims, integer).reshape(value.shape.numpy())
-        value.replace_all_uses_with(_initializer(graph, array, f"{value.name}_value"))
+        value.replace_all_uses_with(initializer(graph, array, f"{value.name}_value"))
         return
     key = (value.dtype, value.shape.numpy(), json.dumps([str(dim) for dim in dims]))
     if (first := known.setdefault(key, value)) is not value:
         value.replace_all_uses_with(first)
+
+
+def _fix_choice(graph: ir.Graph, node: ir.Node) -> None:
+    """Drop a `Min` or `Max` that always gives the same operand."""
+    operand, output = decided_operand(graph, node), node.outputs[0]
+    if operand is not None and operand.shape == output.shape and operand.dtype == output.dtype:
+        _bypass(node, operand)
+
+
+def _fix_shape(graph: ir.Graph, node: ir.Node) -> None:
+    """Read the sizes of an inner tensor off the graph's inputs, so that it need not be there."""
+    data, output = node.inputs[0], node.outputs[0]
+    if data is None or data.shape is None or data.is_graph_input() or output.is_graph_output():
+        return
+    start, end = node.attributes.get_int("start", 0), node.attributes.get_int("end", FAR)
+    dims = list(data.shape)[start:end]
+    if all(isinstance(dim, int) for dim in dims):
+        return
+    sizes = [_size(graph, node, dim) for dim in dims]
+    known = [size for size in sizes if size is not None]
+    if len(known) == len(sizes):
+        joined = _insert(graph, node, "Concat", known, {"axis": 0}) if len(known) > 1 else known[0]
+        output.replace_all_uses_with(joined)
+
+
+def _size(graph: ir.Graph, before: ir.Node, dim: Dim) -> ir.Value | None:
+    """A vector of one integer, the size `dim`; None if no input of the graph has that size."""
+    if isinstance(dim, int):
+        return _constant(graph, [dim], "size")
+    for value in graph.inputs:
+        for axis, size in enumerate(value.shape or ()):
+            if same(size, dim):
+                sizes = _insert(graph, before, "Shape", [value])
+                return _insert(graph, before, "Gather", [sizes, _constant(graph, [axis], "axis")])
+    if dim.value != TOTAL:
+        return None
+    parts = [_size(graph, before, ir.SymbolicDim(name)) for name in (PAST, SEQUENCE)]
+    return None if None in parts else _insert(graph, before, "Add", parts)
+
+
+def _insert(
+    graph: ir.Graph,
+    before: ir.Node,
+    operator: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: Mapping[str, int] | None = None,
+) -> ir.Value:
+    """The result of a new node in front of another one."""
+    name = f"{before.name}_{operator}"
+    listed = [ir.AttrInt64(key, value) for key, value in (attributes or {}).items()]
+    node = ir.Node("", operator, inputs, listed, name=name)
+    graph.insert_before(before, node)
+    return node.outputs[0]
 
 
 def _fix_reshape(graph: ir.Graph, node: ir.Node) -> None:
@@ -111,7 +171,7 @@ def _fix_reshape(graph: ir.Graph, node: ir.Node) -> None:
     output = node.outputs[0]
     if data is None or target is None or data.shape is None or output.shape is None:
         return
-    output.shape = _exact_reshape(data.shape, output.shape)
+    output.shape = exact_reshape(data.shape, output.shape)
     dims = _reshape_dims(data.shape, output.shape)
     if dims is None:
         _reshape_by_units(graph, node, data)
@@ -120,8 +180,8 @@ def _fix_reshape(graph: ir.Graph, node: ir.Node) -> None:
         node.replace_input_with(1, _constant(graph, dims, f"{output.name}_shape"))
 
 
-def _exact_reshape(source: ir.Shape, target: ir.Shape) -> ir.Shape:
-    """The target with its one quotient of symbols, made by a -1, simplified."""
+def exact_reshape(source: ir.Shape, target: ir.Shape) -> ir.Shape:
+    """The target of a `Reshape` with its one quotient of symbols, made by a -1, simplified."""
     dims: list[Dim] = list(target)
     plain = {None, SEQUENCE, PAST, TOTAL}
     odd = [
@@ -230,7 +290,7 @@ def _fix_slice(graph: ir.Graph, node: ir.Node) -> None:
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         if not isinstance(axis, int) or step != 1:
             return
-        size = _slice_size(dims[axis], start, end)
+        size = slice_size(dims[axis], start, end)
         if size is None:
             _refuse_fixed_bounds(node, dims[axis], start, end)
             return
@@ -238,29 +298,6 @@ def _fix_slice(graph: ir.Graph, node: ir.Node) -> None:
     output.shape = ir.Shape(dims)
     if all(same(a, b) for a, b in zip(data.shape, dims, strict=True)):
         _bypass(node, data)
-
-
-def _slice_size(size: Dim, start: Dim, end: Dim) -> Dim | None:
-    """How many elements from `start` to `end` an axis of `size` has, if that has one form."""
-    if (whole := affine(size)) is None:
-        return None
-    first, last = _bound(start, whole), _bound(end, whole)
-    if first is None or last is None or not (count := last - first).never_negative:
-        return None
-    return count.dim()
-
-
-def _bound(bound: Dim, size: Affine) -> Affine | None:
-    """A bound of a `Slice` as a position from 0 to `size`, if that has one form."""
-    if (position := affine(bound)) is None:
-        return None
-    if position.always_negative:
-        position = position.plus(size)
-        if position.always_negative:
-            return Affine(0)
-    if position == size or (position - size).never_negative or position.constant >= FAR:
-        return size
-    return position if position.never_negative and (size - position).never_negative else None
 
 
 def _refuse_fixed_bounds(node: ir.Node, size: Dim, start: Dim, end: Dim) -> None:

@@ -15,6 +15,8 @@ import onnx_ir.passes.common as common
 from onnx_shape_inference import infer_symbolic_shapes
 from onnxscript.optimizer import fold_constants
 
+from speqc.onnx_inference import extend_inference
+from speqc.onnx_masks import compute_masks
 from speqc.onnx_quiet import first_cause, quiet
 from speqc.onnx_shapes import (
     expand_constants_of_shape,
@@ -42,6 +44,7 @@ def simplify(model: ir.Model) -> ir.Model:
     Raises SpeqcError if the batch or the sequence length is fixed to something that a decoder that
     grows token by token can't use, or if a node's shape can't be inferred from its inputs.
     """
+    extend_inference()
     common.RemoveUnusedNodesPass()(model)
     expand_constants_of_shape(model.graph)
     _forget_shapes(model.graph)
@@ -58,6 +61,8 @@ def simplify(model: ir.Model) -> ir.Model:
         if (counts := Counter(node.op_type for node in model.graph)) == before:
             break
         before = counts
+    compute_masks(model.graph)
+    common.RemoveUnusedNodesPass()(model)
     return model
 
 
@@ -154,7 +159,7 @@ def _number(dim: Dim) -> Dim:
 
 
 def _bind_head_sizes(model: ir.Model) -> None:
-    """Compute symbolic head sizes of caches from the attention operators that read them."""
+    """Compute symbolic head sizes of caches from the operators that read or extend them."""
     for value in model.graph.inputs:
         if value.dtype not in FLOATS or value.shape is None or len(value.shape) != 4:
             continue
@@ -166,7 +171,10 @@ def _bind_head_sizes(model: ir.Model) -> None:
 
 
 def _head_size(node: ir.Node) -> int | None:
-    """The head size that an attention operator implies by its queries, if they are known."""
+    """The head size that an operator on a cache implies by its other operands."""
+    if node.op_type == "Concat":
+        widths = (value.shape[-1] for value in node.inputs if value and value.shape is not None)
+        return next((width for width in widths if isinstance(width, int)), None)
     if (node.domain, node.op_type) not in ATTENTION_PORTS or node.inputs[0] is None:
         return None
     shape = node.inputs[0].shape

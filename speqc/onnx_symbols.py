@@ -34,6 +34,11 @@ class Affine(NamedTuple):
         return Affine(*(a + b for a, b in zip(self, other, strict=True)))
 
     @property
+    def is_fixed(self) -> bool:
+        """Whether it is the same in every step."""
+        return not self.past and not self.sequence
+
+    @property
     def never_negative(self) -> bool:
         """Whether it is at least 0 for every past >= 0 and sequence >= 1."""
         return self.past >= 0 and self.sequence >= 0 and self.constant + self.sequence >= 0
@@ -45,7 +50,7 @@ class Affine(NamedTuple):
 
     def dim(self) -> Dim:
         """The size, written as inference writes it."""
-        if not self.past and not self.sequence:
+        if self.is_fixed:
             return self.constant
         total: Dim = self.constant
         for name, factor in ((PAST, self.past), (SEQUENCE, self.sequence)):

@@ -75,3 +75,31 @@ def _wait(path: Path) -> None:
 def embedded(compiled: Compiled, embedded_model: Path) -> Callable[[str], Path]:
     """The embedded model, compiled with a code book."""
     return lambda codebook: compiled(embedded_model, codebook)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What became of each model of the corpus: a table, family by exporter."""
+    results: dict[tuple[str, str], str] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, value in getattr(report, "user_properties", ()):
+                if name == "corpus":
+                    family, exporter, result = value
+                    results[family, exporter] = result
+    if results:
+        terminalreporter.section("corpus: largest difference of a logit, as a share of what may be")
+        for line in _table(results):
+            terminalreporter.write_line(line)
+
+
+def _table(results: dict[tuple[str, str], str]) -> list[str]:
+    """Lines of a table, family by exporter; the exporters are numbered."""
+    families = sorted({family for family, _ in results})
+    exporters = sorted({exporter for _, exporter in results})
+    width = max(len(family) for family in families)
+    lines = [f"{number:3} {exporter}" for number, exporter in enumerate(exporters, 1)]
+    lines.append(" " * width + "".join(f"{number:6}" for number in range(1, len(exporters) + 1)))
+    for family in families:
+        cells = "".join(f"{results.get((family, exporter), '.'):>6}" for exporter in exporters)
+        lines.append(f"{family:{width}}{cells}")
+    return lines

@@ -52,6 +52,16 @@ CASES = {
     "onnx.Det 'odd': the machine has no such operation": with_line(
         '  %n = onnx.Det %x : (tensor<1x?x8xf16>) -> tensor<?xi64> loc("odd")'
     ),
+    "onnx.NonZero: how many entries it gives depends on values": with_line(
+        "  %m = onnx.NonZero %x : (tensor<1x?x8xf16>) -> tensor<3x?xi64>"
+    ),
+    "speq.matmul: it combines the rows of different tokens": (
+        "%l = speq.matmul %c, %v :",
+        "%k = onnx.Cast %tokens {to = 9 : i64} : (tensor<1x?xi64>) -> tensor<1x?x1xi1>\n"
+        "  %y = onnx.Concat %c, %c {axis = -1 : i64} : (tensor<1x?x8xf16>, tensor<1x?x8xf16>) -> tensor<1x?x16xf16>\n"
+        "  %z = onnx.Reshape %y, %flat : (tensor<1x?x16xf16>, tensor<3xi64>) -> tensor<1x?x8xf16>\n"
+        "  %l = speq.matmul %z, %v when %k : tensor<1x?x1xi1> :",
+    ),
     "more than one dynamic size": with_line(
         "  %m = onnx.Mul %x, %x : (tensor<1x?x8xf16>, tensor<1x?x8xf16>) -> tensor<?x?x8xf16>"
     ),
@@ -127,12 +137,31 @@ MIXING = {
     "softmax over rows": f"%s = onnx.Softmax %x {{axis = 1 : i64}} : ({ROW}) -> {ROW}",
     "rows at coordinates": "%at = onnx.Constant dense<0> : tensor<1x2xi64>\n"
     f"%s = onnx.GatherND %x, %at : ({ROW}, tensor<1x2xi64>) -> tensor<1x8xf16>",
+    "elements by their row in the step": '%far = onnx.initializer "f", "sha256:0" : tensor<1x9x8xf16>\n'
+    f"%i = onnx.Cast %x {{to = 7 : i64}} : ({ROW}) -> tensor<1x?x8xi64>\n"
+    "%s = onnx.GatherElements %far, %i {axis = 2 : i64} : "
+    f"(tensor<1x9x8xf16>, tensor<1x?x8xi64>) -> {ROW}",
+    "Einstein sum over rows": '%s = onnx.Einsum %x, %x {equation = "bij,bik->bjk"} : '
+    f"({ROW}, {ROW}) -> tensor<1x8x8xf16>",
+    "Einstein product of all rows": f'{TABLE}%s = onnx.Einsum %x, %x {{equation = "bij,bkj->bik"}} : '
+    f"({ROW}, {ROW}) -> {ROW}",
+    "padded rows": "%pads = onnx.Constant dense<[0, 1, 0, 0, 0, 0]> : tensor<6xi64>\n"
+    f"%s = onnx.Pad %x, %pads : ({ROW}, tensor<6xi64>) -> {ROW}",
+    "groups over rows": "%s = onnx.InstanceNormalization %x, %scale1, %scale1 : "
+    f"({ROW}, tensor<1xf16>, tensor<1xf16>) -> {ROW}",
+    "a scale for each row": "%s = onnx.DequantizeLinear %ints, %scales {axis = 1 : i64} : "
+    f"(tensor<1x?x8xi8>, tensor<4xf16>) -> {ROW}",
     "product with all rows": f"{TABLE}%t = onnx.Transpose %x {{perm = array<i64: 0, 2, 1>}} : "
     f"({ROW}) -> tensor<1x8x?xf16>\n"
     f"%s = onnx.MatMul %x, %t : ({ROW}, tensor<1x8x?xf16>) -> {ROW}",
 }
 """Lines in front of the append whose last one gives %s out of rows of several tokens."""
 
+SCALES = (
+    '%scale1 = onnx.initializer "s1", "sha256:0" : tensor<1xf16>\n'
+    '%scales = onnx.initializer "s4", "sha256:0" : tensor<4xf16>\n'
+    f"%ints = onnx.Cast %x {{to = 3 : i64}} : ({ROW}) -> tensor<1x?x8xi8>\n"
+)
 CONSTANTS = "".join(
     f"%{name} = onnx.Constant dense<{value}> : tensor<1xi64>\n"
     for name, value in {"zero": 0, "two": 2, "four": 4}.items()
@@ -141,7 +170,7 @@ CONSTANTS = "".join(
 
 @pytest.mark.parametrize("what", MIXING)
 def test_refuses_what_mixes_rows(what: str, run_passes: RunPasses) -> None:
-    text = LEGAL.replace(APPEND, f'{CONSTANTS}{MIXING[what]} loc("node")\n{APPEND}')
+    text = LEGAL.replace(APPEND, f'{CONSTANTS}{SCALES}{MIXING[what]} loc("node")\n{APPEND}')
     with pytest.raises(SpeqcError, match="'node': it combines the rows of different tokens"):
         run_passes(text, "verify-speq")
 
@@ -170,6 +199,36 @@ APART = {
     "rows as columns": f"%t = onnx.Transpose %x {{perm = array<i64: 2, 1, 0>}} : ({ROW}) -> tensor<8x?x1xf16>\n"
     "%s = onnx.Softmax %t {axis = 0 : i64} : (tensor<8x?x1xf16>) -> tensor<8x?x1xf16>",
     "a column": f"%s = onnx.Gather %x, %one {{axis = 2 : i64}} : ({ROW}, tensor<i64>) -> tensor<1x?xf16>",
+    "rows of a table by their elements": '%far = onnx.initializer "f", "sha256:0" : tensor<1x9x8xf16>\n'
+    "%to = onnx.Constant dense<[1, -1, 1]> : tensor<3xi64>\n"
+    "%wide = onnx.Constant dense<[1, 1, 8]> : tensor<3xi64>\n"
+    "%i = onnx.Reshape %tokens, %to : (tensor<1x?xi64>, tensor<3xi64>) -> tensor<1x?x1xi64>\n"
+    "%e = onnx.Expand %i, %wide : (tensor<1x?x1xi64>, tensor<3xi64>) -> tensor<1x?x8xi64>\n"
+    "%s = onnx.GatherElements %far, %e {axis = 1 : i64} : "
+    f"(tensor<1x9x8xf16>, tensor<1x?x8xi64>) -> {ROW}",
+    "a head at coordinates": "%t = onnx.Transpose %x4 {perm = array<i64: 2, 0, 1, 3>} : "
+    "(tensor<1x?x2x4xf16>) -> tensor<2x1x?x4xf16>\n"
+    "%at = onnx.Constant dense<1> : tensor<1x1xi64>\n"
+    "%s = onnx.GatherND %t, %at : "
+    "(tensor<2x1x?x4xf16>, tensor<1x1xi64>) -> tensor<1x1x?x4xf16>",
+    "an Einstein product": f'{TABLE}%s = onnx.Einsum %x, %table {{equation = "...i,ij"}} : '
+    f"({ROW}, tensor<8x8xf16>) -> {ROW}",
+    "a product of each row with itself": '%s = onnx.Einsum %x, %x {equation = "bmi,bmj->bmij"} : '
+    f"({ROW}, {ROW}) -> tensor<1x?x8x8xf16>",
+    "padded columns": "%pads = onnx.Constant dense<[0, 8]> : tensor<2xi64>\n"
+    "%last = onnx.Constant dense<-1> : tensor<1xi64>\n%none = onnx.NoValue\n"
+    f"%s = onnx.Pad %x, %pads, %none, %last : ({ROW}, tensor<2xi64>, none, tensor<1xi64>) "
+    "-> tensor<1x?x16xf16>",
+    "groups of each row": f"%t = onnx.Transpose %x {{perm = array<i64: 1, 2, 0>}} : ({ROW}) "
+    "-> tensor<?x8x1xf16>\n"
+    "%s = onnx.GroupNormalization %t, %x1, %x1 {num_groups = 2 : i64} : "
+    "(tensor<?x8x1xf16>, tensor<8xf16>, tensor<8xf16>) -> tensor<?x8x1xf16>",
+    "numbers in eight bits and back": '%scale = onnx.initializer "q", "sha256:0" : tensor<f16>\n'
+    f"%i = onnx.QuantizeLinear %x, %scale : ({ROW}, tensor<f16>) -> tensor<1x?x8xui8>\n"
+    "%s = onnx.DequantizeLinear %i, %x1 {axis = 2 : i64} : "
+    f"(tensor<1x?x8xui8>, tensor<8xf16>) -> {ROW}",
+    "length of each row": "%last = onnx.Constant dense<-1> : tensor<1xi64>\n"
+    f"%s = onnx.ReduceL2 %x, %last : ({ROW}, tensor<1xi64>) -> tensor<1x?x1xf16>",
     "a product": f"{TABLE}%s = onnx.MatMul %x, %table : ({ROW}, tensor<8x8xf16>) -> {ROW}",
 }
 

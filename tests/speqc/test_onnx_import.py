@@ -24,7 +24,7 @@ from xdsl.printer import Printer
 from speqc.dialects.onnx import ConstantOp, InitializerOp, NoValueOp, Onnx, OnnxOp, node_name
 from speqc.onnx_import import Imported, import_model
 from speqc.runtime.errors import SpeqcError
-from speqc.tensor_store import CHUNK, TensorStore
+from speqc.tensor_store import CHUNK, TensorStore, file_digests
 
 
 def operations(imported: Imported, name: str) -> list[Operation]:
@@ -125,10 +125,8 @@ def test_the_store_gives_what_the_file_holds(imported):
 
 def test_file_digests_are_those_of_the_files(tmp_path):
     path = save(decoder(), tmp_path, external=True)
-    expected = {
-        file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in tmp_path.iterdir()
-    }
-    assert import_model(path).tensors.file_digests() == expected
+    expected = {file: hashlib.sha256(file.read_bytes()).hexdigest() for file in tmp_path.iterdir()}
+    assert file_digests(import_model(path).tensors.files) == expected
     assert len(expected) == 2
 
 
@@ -195,6 +193,18 @@ def fp32_decoder(head: np.ndarray | None = None) -> onnx.ModelProto:
     if head is not None:
         tensor(proto, "head").CopyFrom(numpy_helper.from_array(head, "head"))
     return proto
+
+
+@pytest.mark.parametrize("caches", [True, False])
+def test_other_outputs_are_dropped(tmp_path, caches):
+    model = decoder(caches=caches)
+    names = [output.name for output in model.graph.output]
+    model.graph.output.insert(
+        0, helper.make_tensor_value_info("embedded", TensorProto.FLOAT16, ["batch", "s", HIDDEN])
+    )
+    module = import_model(save(model, tmp_path)).module
+    assert [name.data for name in module.attributes["onnx.output_names"]] == names
+    assert module.attributes["onnx.logits"].value.data == 0
 
 
 def test_exact_fp32_weights_become_fp16(tmp_path):

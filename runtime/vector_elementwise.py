@@ -1,158 +1,13 @@
-"""Arithmetic and elementary functions, element by element."""
+"""Operators that work element by element."""
 
-import functools
-import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
-from speqc.runtime import elementary
+from speqc.runtime import vector_activations as activations
+from speqc.runtime import vector_functions as functions
 from speqc.runtime import vector_half as half
-from speqc.runtime.vector_op import DOUBLE, HALF, SINGLE, Array, VectorOp, arithmetic
-
-SQRT_HALF = math.sqrt(0.5)
-SQRT_TWO_OVER_PI = math.sqrt(2.0 / math.pi)
-GELU_CUBIC = 0.044715
-
-
-def add(a: Array, b: Array) -> Array:
-    """Return a + b."""
-    return half.add(a, b) if a.dtype == HALF else np.add(a, b)
-
-
-def subtract(a: Array, b: Array) -> Array:
-    """Return a - b."""
-    return half.subtract(a, b) if a.dtype == HALF else np.subtract(a, b)
-
-
-def multiply(a: Array, b: Array) -> Array:
-    """Return a * b."""
-    return half.multiply(a, b) if a.dtype == HALF else np.multiply(a, b)
-
-
-def divide(a: Array, b: Array) -> Array:
-    """Return a / b; the quotient of integers is rounded towards zero, as in C."""
-    if a.dtype == HALF:
-        return half.divide(a, b)
-    if a.dtype.kind == "f":
-        return np.divide(a, b)
-    floor, rest = np.divmod(a, b)
-    return np.add(floor, (rest != 0) & ((a < 0) != (b < 0)), dtype=a.dtype)
-
-
-def modulo(a: Array, b: Array, fmod: int = 0) -> Array:
-    """Return a modulo b with the sign of b, or with that of a if `fmod`."""
-    return np.fmod(a, b) if fmod else np.mod(a, b)
-
-
-def _each(function: Callable[..., float], *operands: Array) -> Array:
-    """Return function(*elements) in FP64, one scalar after another.
-
-    FP64 stands in graphs for a few scalars at most; on whole arrays NumPy's bits would depend on
-    an element's place.
-    """
-    operands = tuple(np.broadcast_arrays(*operands))
-    values = [function(*elements) for elements in zip(*(x.flat for x in operands), strict=True)]
-    return np.array(values, np.float64).reshape(operands[0].shape)
-
-
-def _elementary(
-    single: Callable[[Array], Array], double: Callable[[Any], float]
-) -> Callable[[Array], Array]:
-    """Return a function of FP32 tensors (`single`) and FP64 tensors (`double` on scalars)."""
-
-    @functools.wraps(single)
-    def function(x: Array) -> Array:
-        return _each(double, x) if x.dtype == DOUBLE else single(x)
-
-    return function
-
-
-exp = _elementary(elementary.exp, np.exp)
-log = _elementary(elementary.log, np.log)
-sin = _elementary(elementary.sin, np.sin)
-cos = _elementary(elementary.cos, np.cos)
-tanh = _elementary(elementary.tanh, np.tanh)
-erf = _elementary(elementary.erf, math.erf)
-sigmoid = _elementary(elementary.sigmoid, lambda x: 1.0 / (1.0 + np.exp(-x)))
-softplus = _elementary(elementary.softplus, lambda x: np.logaddexp(x, 0.0))
-
-
-def power(x: Array, y: Array) -> Array:
-    """Return x**y in the dtype of x; the exponents may have another."""
-    if x.dtype.kind != "f" and y.dtype.kind != "f":
-        return np.power(x, y).astype(x.dtype, copy=False)
-    if x.dtype.kind != "f" or x.dtype == DOUBLE:
-        return _each(np.power, x.astype(DOUBLE), y.astype(DOUBLE)).astype(x.dtype)
-    if y.size != 1 or y.ndim > x.ndim:
-        return elementary.pow(x, y.astype(SINGLE))
-    exponent = float(y.item())
-    return multiply(x, x) if exponent == 2.0 else _power_of_all(x, exponent=exponent)
-
-
-@half.tabulated
-def _power_of_all(x: Array, exponent: float) -> Array:
-    """Return x**exponent."""
-    return elementary.pow(x, np.array(exponent, np.float32))
-
-
-def reciprocal(x: Array) -> Array:
-    """Return 1 / x."""
-    return np.divide(1, x, dtype=x.dtype)
-
-
-def relu(x: Array) -> Array:
-    """Return x, or 0 where x is negative."""
-    return np.where(x < 0, x.dtype.type(0), x)
-
-
-def gelu(x: Array, approximate: str = "none") -> Array:
-    """Return x times the normal distribution function at x, or its approximation by tanh."""
-    if approximate == "tanh":
-        inner = SQRT_TWO_OVER_PI * (x + GELU_CUBIC * (x * x * x))
-        return 0.5 * x * (1 + tanh(inner))
-    return 0.5 * x * (1 + erf(x * SQRT_HALF))
-
-
-def hard_sigmoid(x: Array, alpha: float = 0.2, beta: float = 0.5) -> Array:
-    """Return alpha * x + beta, limited to 0..1."""
-    zero, one = x.dtype.type(0), x.dtype.type(1)
-    return clip(alpha * x + beta, zero, one)
-
-
-def swish(x: Array, alpha: float = 1.0) -> Array:
-    """Return x * sigmoid(alpha * x)."""
-    return x * sigmoid(alpha * x)
-
-
-def clip(x: Array, low: Any = None, high: Any = None) -> Array:
-    """Return x limited to low..high (each a scalar, or None); high wins if they cross."""
-    if low is not None:
-        x = np.where(x < low, low, x)
-    if high is not None:
-        x = np.where(x > high, high, x)
-    return x
-
-
-def larger(a: Array, b: Array) -> Array:
-    """Return the larger of a and b: NaN if either is, b if they are equal."""
-    return np.where((a > b) | (a != a), a, b)
-
-
-def smaller(a: Array, b: Array) -> Array:
-    """Return the smaller of a and b: NaN if either is, b if they are equal."""
-    return np.where((a < b) | (a != a), a, b)
-
-
-def maximum(*operands: Array) -> Array:
-    """Return the largest of the operands."""
-    return functools.reduce(larger, operands)
-
-
-def minimum(*operands: Array) -> Array:
-    """Return the smallest of the operands."""
-    return functools.reduce(smaller, operands)
+from speqc.runtime.vector_op import Array, VectorOp, arithmetic
 
 
 def _unary(function: Callable[..., Array], lane_ops: int) -> VectorOp:
@@ -162,32 +17,44 @@ def _unary(function: Callable[..., Array], lane_ops: int) -> VectorOp:
 
 ELEMENTWISE: Mapping[str, VectorOp] = {
     "Abs": _unary(np.abs, 1),
-    "Add": arithmetic(add, 1),
+    "Add": arithmetic(functions.add, 1),
     "Ceil": _unary(np.ceil, 1),
-    "Clip": arithmetic(half.through_single(clip), 2),
-    "Cos": _unary(cos, 4),
-    "Div": arithmetic(divide, 2),
-    "Erf": _unary(erf, 4),
-    "Exp": _unary(exp, 4),
+    "Celu": _unary(activations.celu, 9),
+    "Clip": arithmetic(half.through_single(functions.clip), 2),
+    "Cos": _unary(functions.cos, 4),
+    "Div": arithmetic(functions.divide, 2),
+    "Elu": _unary(activations.elu, 7),
+    "Erf": _unary(functions.erf, 4),
+    "Exp": _unary(functions.exp, 4),
     "Floor": _unary(np.floor, 1),
-    "Gelu": _unary(gelu, 8),
-    "HardSigmoid": _unary(hard_sigmoid, 3),
-    "Log": _unary(log, 4),
-    "Max": arithmetic(half.through_single(maximum), 1),
-    "Min": arithmetic(half.through_single(minimum), 1),
-    "Mod": arithmetic(modulo, 4),
-    "Mul": arithmetic(multiply, 1),
+    "Gelu": _unary(activations.gelu, 8),
+    "HardSigmoid": _unary(activations.hard_sigmoid, 3),
+    "HardSwish": _unary(activations.hard_swish, 4),
+    "LeakyRelu": _unary(activations.leaky_relu, 2),
+    "Log": _unary(functions.log, 4),
+    "Max": arithmetic(half.through_single(functions.maximum), 1),
+    "Mean": arithmetic(half.through_single(functions.average), 3),
+    "Min": arithmetic(half.through_single(functions.minimum), 1),
+    "Mish": _unary(activations.mish, 21),
+    "Mod": arithmetic(functions.modulo, 4),
+    "Mul": arithmetic(functions.multiply, 1),
     "Neg": _unary(np.negative, 1),
-    "Pow": arithmetic(power, 9),
-    "Reciprocal": _unary(reciprocal, 2),
-    "Relu": _unary(relu, 1),
+    "PRelu": arithmetic(activations.parametric_relu, 2),
+    "Pow": arithmetic(functions.power, 9),
+    "Reciprocal": _unary(functions.reciprocal, 2),
+    "Relu": _unary(activations.relu, 1),
     "Round": _unary(np.rint, 1),
-    "Sigmoid": _unary(sigmoid, 7),
+    "Selu": _unary(activations.selu, 8),
+    "Sigmoid": _unary(functions.sigmoid, 7),
     "Sign": _unary(np.sign, 1),
-    "Sin": _unary(sin, 4),
-    "Softplus": _unary(softplus, 11),
+    "Sin": _unary(functions.sin, 4),
+    "Softplus": _unary(functions.softplus, 11),
+    "Softsign": _unary(activations.softsign, 4),
     "Sqrt": _unary(np.sqrt, 2),
-    "Sub": arithmetic(subtract, 1),
-    "Swish": _unary(swish, 9),
-    "Tanh": _unary(tanh, 9),
+    "Sub": arithmetic(functions.subtract, 1),
+    "Sum": arithmetic(half.through_single(functions.total), 1),
+    "SwiGLU": arithmetic(activations.swiglu, 10),
+    "Swish": _unary(activations.swish, 9),
+    "Tanh": _unary(functions.tanh, 9),
+    "ThresholdedRelu": _unary(activations.thresholded_relu, 1),
 }

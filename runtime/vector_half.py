@@ -112,7 +112,7 @@ def tabulated(function: Callable[..., Array]) -> Callable[..., Array]:
 def through_single(function: Callable[..., Array]) -> Callable[..., Array]:
     """Return `function` of tensors of one dtype, which computes on FP32 in place of FP16.
 
-    For functions that only compare and choose elements: they are exact either way.
+    Numbers are rounded to FP16 once, at the end.
     """
 
     @functools.wraps(function)

@@ -114,8 +114,23 @@ def arg_max(x: Array, axis: int = 0, keepdims: int = 1, select_last_index: int =
     return x.shape[axis] - 1 - backwards
 
 
+def arg_min(x: Array, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Array:
+    """Return the index of the smallest element along `axis`, as `arg_max` does of the largest."""
+    if not select_last_index:
+        return np.argmin(x, axis, keepdims=bool(keepdims))
+    backwards = np.argmin(np.flip(x, axis), axis, keepdims=bool(keepdims))
+    return x.shape[axis] - 1 - backwards
+
+
+def compress(x: Array, condition: Array, axis: int | None = None) -> Array:
+    """Return the slices of x along `axis` (without it: the elements) where `condition` holds."""
+    return np.compress(condition, x, axis)
+
+
 INDEXING: Mapping[str, VectorOp] = {
     "ArgMax": VectorOp(through_single(arg_max), 1, "input"),
+    "ArgMin": VectorOp(through_single(arg_min), 1, "input"),
+    "Compress": VectorOp(compress, 1),
     "Gather": VectorOp(gather, 1),
     "GatherElements": VectorOp(gather_elements, 1),
     "GatherND": VectorOp(gather_nd, 1),

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from speqc.runtime.vector_logic import dtype_of
 from speqc.runtime.vector_op import HALF, SINGLE, Array, VectorOp, contiguous, integers
 
 
@@ -136,6 +137,47 @@ def triangle(x: Array, k: Array | None = None, upper: int = 1) -> Array:
     return np.triu(x, diagonal) if upper else np.tril(x, diagonal)
 
 
+def eye_like(x: Array, dtype: int = 0, k: int = 0) -> Array:
+    """Return a matrix as large as x, with ones on its k-th diagonal and zeros elsewhere."""
+    kind = dtype_of(dtype, "EyeLike") if dtype else x.dtype
+    rows, columns = x.shape
+    return np.eye(rows, columns, k, kind)
+
+
+def _cropped(x: Array, widths: Sequence[tuple[int, int]]) -> Array:
+    """Return x without as many elements at each end as negative widths say."""
+    parts = (
+        slice(max(-before, 0), size - max(-behind, 0))
+        for size, (before, behind) in zip(x.shape, widths, strict=True)
+    )
+    return x[tuple(parts)]
+
+
+def pad(
+    x: Array,
+    pads: Array,
+    constant_value: Array | None = None,
+    axes: Array | None = None,
+    mode: str = "constant",
+) -> Array:
+    """Return x with elements added along `axes` (by default all), or taken off.
+
+    `pads` holds the numbers of elements before, for each axis, and then those behind. `mode` is
+    "constant" (of the value, or 0), "edge", "reflect" or "wrap".
+    """
+    along = range(x.ndim) if axes is None else integers(axes)
+    sizes = integers(pads)
+    widths = [(0, 0)] * x.ndim
+    for axis, before, behind in zip(along, sizes, sizes[len(along) :], strict=False):
+        widths[axis] = (before, behind)
+    inner = _cropped(x, widths)
+    added = [(max(before, 0), max(behind, 0)) for before, behind in widths]
+    if mode == "constant":
+        filler = x.dtype.type(0) if constant_value is None else constant_value.item()
+        return np.pad(inner, added, constant_values=filler)
+    return np.pad(inner, added, mode)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
 def range_of(start: Array, limit: Array, delta: Array, stash_type: int = 1) -> Array:
     """Return start, start + delta, ... up to `limit` (exclusive).
 
@@ -151,8 +193,10 @@ LAYOUT: Mapping[str, VectorOp] = {
     "Concat": VectorOp(concat, 1),
     "ConstantOfShape": VectorOp(constant_of_shape, 1),
     "Expand": VectorOp(expand, 1),
+    "EyeLike": VectorOp(eye_like, 1),
     "Flatten": VectorOp(flatten, 0),
     "Identity": VectorOp(identity, 0),
+    "Pad": VectorOp(pad, 1),
     "Range": VectorOp(range_of, 1),
     "Reshape": VectorOp(reshape, 0),
     "Shape": VectorOp(shape_of, 1),

@@ -195,8 +195,14 @@ def check_tensor(tensor: ir.TensorProtocol, what: str) -> None:
     shape = list(tensor.shape)
     if any(not isinstance(size, int) or size < 0 for size in shape):
         raise SpeqcError(f"{what} has the shape {shape}; the file is damaged")
-    if tensor.dtype in (ir.DataType.UNDEFINED, ir.DataType.STRING):
-        raise SpeqcError(f"{what} holds no numbers but {tensor.dtype.name}")
+    try:
+        dtype = tensor.dtype
+    except ValueError as error:
+        raise SpeqcError(
+            f"{what} has a data type that ONNX does not know; the file is damaged"
+        ) from error
+    if dtype in (ir.DataType.UNDEFINED, ir.DataType.STRING):
+        raise SpeqcError(f"{what} holds no numbers but {dtype.name}")
     if isinstance(tensor, ir.TensorProtoTensor) and not _holds_its_values(tensor):
         raise SpeqcError(
             f"{what} does not hold the values of its shape {shape} of {tensor.dtype.name}; "

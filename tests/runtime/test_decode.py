@@ -100,6 +100,10 @@ class Scripted(Machine):
         calls, self.record = self.record, []
         return calls
 
+    @property
+    def routes(self) -> list[tuple[int, ...]]:
+        return []
+
 
 def random_model(seed: int) -> Model:
     """Logits that depend on all tokens so far."""

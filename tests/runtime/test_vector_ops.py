@@ -20,23 +20,36 @@ MINUS_ONE = np.array([-1])
 
 # Operators on one tensor that keep its shape, with elementary functions or choices inside.
 ELEMENTWISE = (
-    *("Abs", "Cos", "Erf", "Exp", "Gelu", "HardSigmoid", "Log", "Neg", "Reciprocal", "Relu"),
-    *("Sigmoid", "Sin", "Softplus", "Sqrt", "Swish", "Tanh"),
+    *("Abs", "Celu", "Cos", "Elu", "Erf", "Exp", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu"),
+    *("Log", "Mish", "Neg", "Reciprocal", "Relu", "Selu", "Sigmoid", "Sin", "Softplus"),
+    *("Softsign", "Sqrt", "Swish", "Tanh", "ThresholdedRelu"),
 )
-BINARY = ("Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "Mod", "Greater", "Equal", "Less")
+BINARY = (
+    *("Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "Mod", "Greater", "Equal", "Less"),
+    *("Mean", "PRelu", "Sum", "SwiGLU"),
+)
 # Operators that work on rows: inputs after the first, attributes.
 ROW_WISE: Mapping[str, tuple[list[Any], dict[str, Any]]] = {
     "ArgMax": ([], {"axis": -1}),
+    "CumProd": ([np.array(-1)], {}),
     "CumSum": ([np.array(-1)], {}),
+    "Einsum": ([np.linspace(-1.0, 1.0, 40 * 7).reshape(7, 40)], {"equation": "mk,nk->mn"}),
+    "GroupNormalization": ([np.linspace(0.5, 2.0, 40), np.ones(40)], {"num_groups": 5}),
+    "Hardmax": ([], {}),
     "LayerNormalization": ([np.linspace(0.5, 2.0, 40), np.linspace(-1.0, 1.0, 40)], {}),
     "LogSoftmax": ([], {}),
+    "LpNormalization": ([], {}),
     "MatMul": ([np.linspace(-1.0, 1.0, 40 * 7).reshape(40, 7)], {}),
     "Gemm": ([np.linspace(-1.0, 1.0, 40 * 7).reshape(7, 40)], {"transB": 1}),
+    "ReduceL1": ([MINUS_ONE], {}),
+    "ReduceL2": ([MINUS_ONE], {}),
+    "ReduceLogSumExp": ([MINUS_ONE], {}),
     "ReduceMax": ([MINUS_ONE], {}),
     "ReduceMean": ([MINUS_ONE], {}),
     "ReduceMin": ([MINUS_ONE], {}),
     "ReduceProd": ([MINUS_ONE], {}),
     "ReduceSum": ([MINUS_ONE], {}),
+    "ReduceSumSquare": ([MINUS_ONE], {}),
     "RMSNormalization": ([np.linspace(0.5, 2.0, 40)], {}),
     "Softmax": ([], {}),
     "TopK": ([np.array([5])], {}),
@@ -235,12 +248,31 @@ def test_running_half_sums_do_not_stall() -> None:
 X = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
 OLD_FORMS: Mapping[str, tuple[int, dict[str, Any], list[Any], dict[str, Any]]] = {
     "Clip": (6, {"min": 3.0, "max": 9.0}, [np.float32(3), np.float32(9)], {}),
+    "Dropout": (11, {"ratio": 0.5}, [], {}),
+    "GroupNormalization": (
+        20,
+        {"num_groups": 3},
+        [np.array([0, 0, 2, 2, 4, 4], np.float32), np.ones(6, np.float32)],
+        {"num_groups": 3},
+    ),
+    "Hardmax": (12, {"axis": 2}, [], {"axis": 2}),
     "LogSoftmax": (12, {"axis": 2}, [], {"axis": 2}),
+    "Pad": (
+        10,
+        {"pads": [0, 1, 0, 0, 0, -2], "value": 5.0},
+        [np.array([0, 1, 0, 0, 0, -2]), np.float32(5)],
+        {},
+    ),
+    "ReduceL1": (13, {"axes": [1]}, [np.array([1])], {}),
+    "ReduceL2": (13, {"axes": [2]}, [np.array([2])], {}),
+    "ReduceLogSum": (13, {"axes": [2]}, [np.array([2])], {}),
+    "ReduceLogSumExp": (13, {"axes": [0]}, [np.array([0])], {}),
     "ReduceMax": (13, {"axes": [1], "keepdims": 0}, [np.array([1])], {"keepdims": 0}),
     "ReduceMean": (17, {"axes": [-1]}, [MINUS_ONE], {}),
     "ReduceMin": (13, {}, [], {}),
     "ReduceProd": (11, {"axes": [0]}, [np.array([0])], {}),
     "ReduceSum": (11, {"axes": [0, 2]}, [np.array([0, 2])], {}),
+    "ReduceSumSquare": (13, {"axes": [1]}, [np.array([1])], {}),
     "Slice": (9, {"starts": [1], "ends": [9]}, [np.array([1]), np.array([9])], {}),
     "Softmax": (12, {"axis": -1}, [], {}),
     "Split": (11, {"split": [1, 3], "axis": 2}, [np.array([1, 3])], {"axis": 2}),
@@ -249,13 +281,18 @@ OLD_FORMS: Mapping[str, tuple[int, dict[str, Any], list[Any], dict[str, Any]]] =
     "Unsqueeze": (11, {"axes": [0, 2]}, [np.array([0, 2])], {}),
 }
 
+# Inputs after the first of older forms that have such.
+OLD_PARAMETERS: Mapping[str, list[Any]] = {
+    "GroupNormalization": [np.array([0, 2, 4], np.float32), np.ones(3, np.float32)]
+}
+
 
 @pytest.mark.parametrize("name", UPGRADES)
 def test_older_forms_equal_the_newest(name: str) -> None:
     opset, old_attributes, inputs, attributes = OLD_FORMS[name]
-    x = X[:1] if name == "Squeeze" else X
+    x = X[:1] if name == "Squeeze" else X.reshape(2, 6, 2) if name in OLD_PARAMETERS else X
     opset = max(opset, 7)
-    actual = evaluate(name, [x], old_attributes, opset)
+    actual = evaluate(name, [x, *OLD_PARAMETERS.get(name, [])], old_attributes, opset)
     expected = VECTOR_OPS[name].run([x, *inputs], attributes)
     for one, other in zip(actual, expected, strict=True):
         assert_same_bits(one, other)
@@ -320,3 +357,124 @@ def test_casts_of_floats_round_to_even_or_towards_zero() -> None:
 def test_unknown_attributes_are_refused() -> None:
     with pytest.raises(TypeError):
         run("Add", X, X, broadcast=1)
+
+
+@pytest.mark.parametrize(
+    "equation, shapes",
+    [
+        ("bhmd,bhnd->bhmn", [(2, 3, 4, 5), (2, 3, 6, 5)]),
+        ("bmd,dhk->bhmk", [(2, 3, 4), (4, 5, 6)]),
+        ("...mk,...kn", [(2, 3, 4), (2, 4, 5)]),
+        ("...mk,kn->...mn", [(7, 2, 3, 4), (4, 5)]),
+        ("ij,jk,kl->il", [(2, 3), (3, 4), (4, 5)]),
+        ("ij,kl->j", [(2, 3), (4, 5)]),
+        ("ii->i", [(4, 4)]),
+        ("bij->ji", [(2, 3, 4)]),
+        ("i,i", [(5,), (5,)]),
+        (",ij->ji", [(), (2, 3)]),
+    ],
+)
+def test_einstein_sums(equation: str, shapes: list[tuple[int, ...]]) -> None:
+    rng = np.random.default_rng(7)
+    # Small integers: every order of additions gives the same numbers.
+    operands = [rng.integers(-4, 5, shape).astype(np.float32) for shape in shapes]
+    expected = np.einsum(equation, *operands).astype(np.float32)
+    result = run("Einsum", *operands, equation=equation)
+    assert_same_bits(result + np.float32(0), expected + np.float32(0))
+    half = run("Einsum", *(x.astype(np.float16) for x in operands), equation=equation)
+    assert half.dtype == np.float16
+
+
+def test_an_einstein_sum_of_matrices_is_their_product() -> None:
+    rng = np.random.default_rng(8)
+    a, b = (rng.standard_normal(s).astype(np.float16) for s in [(3, 100), (100, 5)])
+    assert_same_bits(run("Einsum", a, b, equation="mk,kn->mn"), run("MatMul", a, b))
+
+
+def test_reductions_of_half_round_once() -> None:
+    x = np.random.default_rng(9).standard_normal((7, 100)).astype(np.float16)
+    for name in ("ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceSumSquare", "LpNormalization"):
+        others = [] if name == "LpNormalization" else [MINUS_ONE]
+        wide = run(name, x.astype(np.float32), *others)
+        assert_same_bits(run(name, x, *others), wide.astype(np.float16))
+
+
+def test_the_logarithm_of_a_sum_of_exponentials_stands_infinities() -> None:
+    x = np.array([[-np.inf, -np.inf], [np.inf, 1], [1000, 1000], [-np.inf, 3]], np.float32)
+    result = run("ReduceLogSumExp", x, MINUS_ONE, keepdims=0)
+    expected = np.array([-np.inf, np.inf, 1000 + np.log(2), 3])
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
+
+
+def test_sums_of_squares_without_axes_may_stay_apart() -> None:
+    x = np.array([-2.0, 3.0], np.float32)
+    assert run("ReduceSumSquare", x, noop_with_empty_axes=1).tolist() == [4, 9]
+    assert run("ReduceSum", x, noop_with_empty_axes=1).tolist() == [-2, 3]
+
+
+def test_moments_of_a_layer_norm() -> None:
+    x = np.random.default_rng(10).standard_normal((2, 3, 50)).astype(np.float16)
+    inputs = [x, np.ones(50, np.float16), None]
+    result, means, inverses = evaluate("LayerNormalization", inputs, {}, NEWEST, outputs=3)
+    assert means.shape == inverses.shape == (2, 3, 1)
+    wide = x.astype(np.float64)
+    np.testing.assert_allclose(means[..., 0], wide.mean(-1), atol=1e-6)
+    np.testing.assert_allclose(inverses[..., 0], (wide.var(-1) + 1e-5) ** -0.5, rtol=1e-5)
+    (alone,) = evaluate("LayerNormalization", inputs, {}, NEWEST)
+    assert_same_bits(result, alone)
+
+
+def test_there_are_no_norms_of_double() -> None:
+    for name in ("LayerNormalization", "RMSNormalization"):
+        with pytest.raises(SpeqcError, match="no norms of float64"):
+            run(name, np.ones((2, 4)), np.ones(4))
+
+
+QUANTIZED = st.sampled_from([np.int8, np.uint8, np.int16, np.uint16])
+
+
+@settings(max_examples=30, deadline=None)
+@given(kind=QUANTIZED, dtype=both_floats, blocked=st.booleans(), seed=st.integers(0, 99))
+def test_quantised_numbers_come_back(kind: Any, dtype: Any, blocked: bool, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    limits = np.iinfo(kind)
+    x = rng.integers(limits.min, limits.max + 1, (6, 10)).astype(kind)
+    # Powers of two: products and quotients are exact, where FP16 holds them.
+    scale = np.exp2(rng.integers(-9, -6, (6, 3) if blocked else 6)).astype(dtype)
+    zero = rng.integers(-3, 4, scale.shape).clip(limits.min).astype(kind)
+    options = {"axis": 1, "block_size": 4} if blocked else {"axis": 0}
+    numbers = run("DequantizeLinear", x, scale, zero, **options)
+    assert numbers.dtype == dtype
+    spread = [p.repeat(4, 1)[:, :10] if blocked else p[:, None] for p in (scale, zero)]
+    exact = (x.astype(np.float64) - spread[1]) * spread[0].astype(np.float64)
+    assert_same_bits(numbers + dtype(0), exact.astype(dtype) + dtype(0))
+    if dtype == np.float32 or np.dtype(kind).itemsize == 1:
+        assert_same_bits(run("QuantizeLinear", numbers, scale, zero, **options), x)
+
+
+def test_quantised_numbers_are_limited_and_rounded_to_even() -> None:
+    x = np.array([-1e4, -2.5, -1.5, 0.5, 1.5, 1e4], np.float16)
+    result = run("QuantizeLinear", x, np.float16(1), np.int8(0))
+    assert result.tolist() == [-128, -2, -2, 0, 2, 127]
+
+
+def test_padding_adds_and_takes_off() -> None:
+    x = np.arange(12).reshape(3, 4)
+    padded = run("Pad", x, np.array([1, -1, 2, 0]), np.array(7))
+    assert padded.tolist() == np.pad(x[:, 1:], [(1, 2), (0, 0)], constant_values=7).tolist()
+    mirrored = run("Pad", x, np.array([2, 1]), None, MINUS_ONE, mode="reflect")
+    assert mirrored[0].tolist() == [2, 1, 0, 1, 2, 3, 2]
+
+
+def test_infinities_of_each_sign() -> None:
+    x = np.array([np.inf, -np.inf, np.nan, 65504], np.float16)
+    assert run("IsInf", x).tolist() == [True, True, False, False]
+    assert run("IsInf", x, detect_negative=0).tolist() == [True, False, False, False]
+
+
+def test_dropout_passes_but_in_training() -> None:
+    x = np.ones(3, np.float16)
+    result, mask = VECTOR_OPS["Dropout"].run([x, np.float32(0.5)], {})
+    assert result.tolist() == [1, 1, 1] and mask.all()
+    with pytest.raises(SpeqcError, match="training mode"):
+        VECTOR_OPS["Dropout"].run([x, np.float32(0.5), np.array(True)], {})

@@ -219,7 +219,7 @@ def test_an_artifact_that_cannot_be_replaced_stays(copy, model, options, monkeyp
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(SpeqcError, match="disk full"):
         compile_model(model, copy, options)
     assert contents(copy) == before
     assert [path.name for path in copy.parent.iterdir()] == [copy.name]

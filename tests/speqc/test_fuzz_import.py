@@ -35,11 +35,11 @@ def work_with(monkeypatch: pytest.MonkeyPatch, effect) -> str:
 
 
 def test_internal_errors_are_seen(monkeypatch):
-    assert "its message is not right" in work_with(monkeypatch, lambda *_: {}["key"])
+    assert "its message is not right" in work_with(monkeypatch, lambda *_, **options: {}["key"])
 
 
 def test_files_left_behind_are_seen(monkeypatch):
-    def leave(path: Path, *_: object) -> None:
+    def leave(path: Path, *_: object, **options: object) -> None:
         path.with_name("left").touch()
         raise MemoryError
 
@@ -49,7 +49,10 @@ def test_files_left_behind_are_seen(monkeypatch):
 
 
 def test_changed_models_are_seen(monkeypatch):
-    assert f"it changes ['{MODEL}']" in work_with(monkeypatch, lambda path, *_: path.write_text(""))
+    def empty(path: Path, *_: object, **options: object) -> None:
+        path.write_text("")
+
+    assert f"it changes ['{MODEL}']" in work_with(monkeypatch, empty)
 
 
 def compute_for_ever(files: Files) -> str:

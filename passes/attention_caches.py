@@ -8,6 +8,7 @@ from xdsl.dialects.func import FuncOp
 from xdsl.ir import Operation, SSAValue
 
 from speqc.dialects.onnx import OnnxOp
+from speqc.passes.attention_latents import rows_from_caches
 from speqc.passes.attention_layout import CacheRead, cache_reads, is_grouped_query, on_new_rows
 from speqc.passes.building import Builder
 from speqc.passes.matching import ANY, fail, producer, shape
@@ -61,9 +62,19 @@ class Caches:
         """
         read = self._read(op, value, transposed)
         if read is None:
-            return self._turned(value, builder) if transposed else None
+            return self._computed(value, builder, transposed=transposed)
         rows = self.new_rows[read.root] if self._pairs else read.root
         return on_new_rows(builder, rows, read.elementwise)
+
+    def _computed(self, value: SSAValue, builder: Builder, *, transposed: bool) -> SSAValue | None:
+        """The new rows of keys or values that no cache holds as they are."""
+        if not self._pairs:
+            return self._turned(value, builder) if transposed else None
+        read = self._rows_without_cache(value, transposed)
+        if read is None:
+            return None
+        rows = rows_from_caches(read.root, self.new_rows, builder, self._opset)
+        return None if rows is None else on_new_rows(builder, rows, read.elementwise)
 
     def _turned(self, value: SSAValue, builder: Builder) -> SSAValue | None:
         """In a graph without caches: the rows of keys that were never rows, [1, H, D, M]."""
@@ -83,7 +94,7 @@ class Caches:
         return None
 
     def _rows_without_cache(self, value: SSAValue, transposed: bool) -> CacheRead | None:
-        """In a graph without caches: the first tensor that is laid out as a cache's rows."""
+        """The first tensor on the way to `value` that is laid out as a cache's rows."""
         first = None
         for read in cache_reads(value):
             if is_grouped_query(value, read, transposed=transposed, opset=self._opset):

@@ -35,3 +35,4 @@ class AttentionForm:
     scale_behind_bias: bool = False
     softmax_type: AnyFloat | None = None
     sinks: tuple[float, ...] | None = None
+    shifted_type: AnyFloat | None = None

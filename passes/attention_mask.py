@@ -5,7 +5,7 @@ positions, and (in a batch of one, without padding) a row of ones. So its subgra
 it, can be run.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -60,6 +60,13 @@ class MaskReader:
         """Whether `value` depends on nothing but lengths, mask and positions."""
         rows, past = SHORT_STEP
         return self._probe(rows, past if self.sampler.has_caches else 0).value(value) is not None
+
+    def samples(self, value: SSAValue) -> Iterator[tuple[int, int, NDArray]]:
+        """(rows, past, value) of a known value in steps of several lengths, where it has one."""
+        for rows, past in self._steps():
+            found = self._probe(rows, past).value(value)
+            if found is not None:
+                yield rows, past, found
 
     def is_never(self, condition: SSAValue) -> bool:
         """Whether a condition is false everywhere, in every step."""
@@ -207,9 +214,12 @@ class MaskReader:
         """A mask's value in a step, [H, rows, past + rows], with one head if all have the same."""
         value = self._probe(rows, past).value(mask.value)
         if value is None:
-            reason = f"can't be computed for {rows} tokens behind {past} positions"
-            if not self.known(mask.value):
-                reason = "stands in a table of the file, not in operations that compute it"
+            reason = "stands in a table of the file, not in operations that compute it"
+            if any(True for _ in self.samples(mask.value)):
+                reason = (
+                    f"can't be computed for {rows} tokens behind {past} positions, only for a "
+                    "prompt or a single token (onnxruntime-genai: build it for cuda or dml)"
+                )
             raise fail(mask.op, f"what masks or biases the attention scores {reason}")
         sizes = (1, rows, past + rows)
         if value.ndim > 3:

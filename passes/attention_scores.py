@@ -1,8 +1,9 @@
 """Reading an exporter's attention: from its softmax up to q.k, and down to p.v.
 
-Between the two products stand a scale, a soft cap, masks, position biases, casts, and after the
-softmax a replacement of NaN in rows without any admitted position (there are none: a token always
-sees itself). What of this `speq.attention` can't say is an error.
+Between the two products stand a scale, a soft cap, masks, position biases, casts, behind them the
+scores of sinks and the subtraction of the maximum, and after the softmax a replacement of NaN in
+rows without any admitted position (there are none: a token always sees itself). What of this
+`speq.attention` can't say is an error.
 """
 
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from xdsl.ir import Attribute, Block, Operation, SSAValue
 
 from speqc.dialects.onnx import OnnxOp
 from speqc.passes.matching import (
+    constant_integers,
     constant_scalar,
     element_type,
     fail,
@@ -28,6 +30,12 @@ LOWEST: dict[Attribute, float] = {Float16Type(): -65504.0, Float32Type(): -3.402
 """The lowest finite number of the types that attention computes in."""
 
 SCALING = ("onnx.Mul", "onnx.Div", "onnx.Tanh")
+
+TAIL = ("onnx.Concat", "onnx.Sub")
+"""What may come behind all arithmetic on scores."""
+
+Step = tuple[Operation, SSAValue]
+"""An operation on the way of scores, and the operand that holds them."""
 
 Known = Callable[[SSAValue], bool]
 """Whether a value depends on nothing but lengths, mask and positions."""
@@ -68,7 +76,8 @@ class Scores:
     """The product of queries and keys, and what is done with it before the softmax.
 
     `scaling` comes before `softcap`. `rounding` is a cast to FP16 behind all arithmetic, None if
-    there is none.
+    there is none. `sinks` appends more scores to those of the positions. `shifted_type` is FP16 if
+    scores less their maximum are rounded to it.
     """
 
     product: Operation
@@ -77,6 +86,8 @@ class Scores:
     softcap: Scaling | None
     masks: tuple[Mask, ...]
     rounding: Operation | None
+    sinks: Operation | None = None
+    shifted_type: AnyFloat | None = None
 
     def is_scaled_behind(self, bias: Operation) -> bool:
         """Whether scores are scaled behind the addition of a position bias.
@@ -91,10 +102,14 @@ class Scores:
 
 @dataclass(frozen=True)
 class Output:
-    """The product of probabilities and values, and what type a probability is rounded to."""
+    """The product of probabilities and values, and what type a probability is rounded to.
+
+    `slice` takes the probabilities of positions out of those that sinks have too.
+    """
 
     product: Operation
     probability_type: AnyFloat
+    slice: Operation | None = None
 
 
 def is_softmax(op: Operation) -> bool:
@@ -110,7 +125,7 @@ def read_scores(softmax: Operation, known: Known) -> Scores | None:
     Raises:
         SpeqcError: it is, but `speq.attention` has no equal.
     """
-    steps: list[tuple[Operation, SSAValue]] = []
+    steps: list[Step] = []
     op = softmax.operands[0].owner
     while not isinstance(op, Block) and op.name != "onnx.MatMul":
         source = _source(op, known)
@@ -125,18 +140,51 @@ def read_scores(softmax: Operation, known: Known) -> Scores | None:
         # The sum is FP32 whatever its type, so that a cast behind it rounds it once.
         rounds = isinstance(element_type(steps.pop(0)[0].results[0]), Float16Type)
         type = Float16Type() if rounds else type
-    rounding = _check_order(steps)
+    steps, tail = _split_tail(steps)
+    sinks, rounded, shifted = _read_tail(tail)
+    rounding = _check_order(steps) or rounded
     scaling, softcap = _scale_and_softcap([step for step in steps if step[0].name in SCALING])
-    return Scores(op, type, scaling, softcap, tuple(_masks(steps, scaling)), rounding)
+    masks = tuple(_masks(steps, scaling))
+    return Scores(op, type, scaling, softcap, masks, rounding, sinks, shifted)
+
+
+def _split_tail(steps: list[Step]) -> tuple[list[Step], list[Step]]:
+    """Steps up to the last arithmetic on scores, and from sinks or the maximum on."""
+    last = (place for place, (op, _) in enumerate(steps) if op.name in TAIL)
+    cut = next(last, len(steps))
+    return steps[:cut], steps[cut:]
+
+
+def _read_tail(tail: list[Step]) -> tuple[Operation | None, Operation | None, AnyFloat | None]:
+    """What appends sinks, what rounds to FP16 before the maximum is subtracted, and behind."""
+    sinks = rounding = shift = shifted = None
+    for op, source in tail:
+        if op.name == "onnx.Sub" and shift is None:
+            shift = op
+        elif op.name == "onnx.Concat" and shift is None and sinks is None:
+            sinks = op
+        elif op.name not in ("onnx.Cast", "onnx.Identity"):
+            raise fail(op, "scores are changed behind their sinks or the subtracted maximum")
+        if not isinstance(float_type(op, op.results[0]), Float16Type):
+            continue
+        if shift is not None:
+            shifted = Float16Type()
+        elif _is_cast(op) and element_type(source) != element_type(op.results[0]):
+            rounding = op
+    return sinks, rounding, shifted
 
 
 def read_output(softmax: Operation) -> Output | None:
     """What a softmax leads to; None if that is no product with it on the left."""
-    value = softmax.results[0]
+    value, slice = softmax.results[0], None
     type = float_type(softmax, value)
     while (op := _next(value)) is not None:
         if op.name == "onnx.MatMul":
-            return Output(op, type)
+            return Output(op, type, slice)
+        if op.name == "onnx.Slice":
+            if slice is not None:
+                return None
+            slice = op
         value = op.results[0]
         if isinstance(element_type(value), Float16Type):
             type = Float16Type()
@@ -162,6 +210,10 @@ def _source(op: Operation, known: Known) -> SSAValue | None:
             candidates = op.operands
         case "onnx.Where" if known(op.operands[0]):
             candidates = op.operands[1:]
+        case "onnx.Sub" if _is_maximum(op.operands[1], op.operands[0]):
+            return op.operands[0]
+        case "onnx.Concat" if _is_along_last(op) and all(map(known, op.operands[1:])):
+            return op.operands[0]
         case _:
             return None
     unknown = [operand for operand in candidates if not known(operand)]
@@ -183,6 +235,21 @@ def _is_of_table(value: SSAValue, known: Known) -> bool:
     return True
 
 
+def _is_along_last(op: Operation) -> bool:
+    """Whether an operator's attribute `axis` names the last dimension."""
+    assert isinstance(op, OnnxOp)
+    return op.integer("axis", 0) in (-1, len(shape(op.results[0])) - 1)
+
+
+def _is_maximum(value: SSAValue, scores: SSAValue) -> bool:
+    """Whether `value` is the maximum of each row of scores."""
+    op = producer(value, "ReduceMax")
+    if not isinstance(op, OnnxOp) or op.operands[0] is not scores or shape(value)[-1] != 1:
+        return False
+    axes = constant_integers(op.input("axes")) or op.integers("axes")
+    return axes in ((-1,), (len(shape(scores)) - 1,))
+
+
 def _keeps_heads(op: Operation) -> bool:
     """Whether an operation only adds or removes the dimension of the batch, which is 1."""
     before, after = shape(op.operands[0]), shape(op.results[0])
@@ -194,7 +261,7 @@ def _is_cast(op: Operation) -> bool:
     return op.name == "onnx.Cast" and element_type(op.results[0]) in LOWEST
 
 
-def _check_order(steps: list[tuple[Operation, SSAValue]]) -> Operation | None:
+def _check_order(steps: list[Step]) -> Operation | None:
     """The cast that rounds scores behind all arithmetic on them, None if there is none.
 
     Raises:
@@ -218,7 +285,7 @@ def _check_order(steps: list[tuple[Operation, SSAValue]]) -> Operation | None:
 
 
 def _scale_and_softcap(
-    steps: list[tuple[Operation, SSAValue]],
+    steps: list[Step],
 ) -> tuple[Scaling | None, Scaling | None]:
     """Factor or divisor, and soft cap of scores, from multiplications, divisions and the tanh."""
     names = [op.name.removeprefix("onnx.") for op, _ in steps]
@@ -255,7 +322,7 @@ def _constant(op: Operation, source: SSAValue) -> float:
     return factor
 
 
-def _masks(steps: list[tuple[Operation, SSAValue]], scaling: Scaling | None) -> list[Mask]:
+def _masks(steps: list[Step], scaling: Scaling | None) -> list[Mask]:
     masks = []
     factor = 1.0 if scaling is None else scaling.factor
     for op, source in steps:
@@ -272,7 +339,7 @@ def _masks(steps: list[tuple[Operation, SSAValue]], scaling: Scaling | None) -> 
 
 def _next(value: SSAValue) -> Operation | None:
     """The one operation that takes probabilities further."""
-    if (op := only_user(value, "Cast", "Identity")) is not None:
+    if (op := only_user(value, "Cast", "Identity", "Slice")) is not None:
         return op
     if (op := only_user(value, "Reshape", "Squeeze", "Unsqueeze")) is not None:
         return op if _keeps_heads(op) else None

@@ -6,8 +6,9 @@ from speqc.passes.attention_caches import Caches
 from speqc.passes.attention_form import AttentionForm
 from speqc.passes.attention_mask import MaskReader
 from speqc.passes.attention_scores import float_type, read_output, read_scores
+from speqc.passes.attention_sinks import check_slice, read_sinks
 from speqc.passes.building import Builder
-from speqc.passes.matching import shape
+from speqc.passes.matching import fail, shape
 
 
 def read_softmax(softmax: Operation, masks: MaskReader, caches: Caches) -> AttentionForm | None:
@@ -27,6 +28,11 @@ def read_softmax(softmax: Operation, masks: MaskReader, caches: Caches) -> Atten
         return None
     query = scores.product.operands[0]
     seen = masks.read(softmax, scores.masks)
+    sinks = read_sinks(scores, masks, shape(query)[-3])
+    if output.slice is not None:
+        check_slice(output.slice, masks, sinks=0 if sinks is None else 1)
+    elif sinks is not None:
+        raise fail(softmax, "probabilities of sinks are not cut off")
     scaling, softcap = scores.scaling, scores.softcap
     bias, behind = None, False
     if seen.bias is not None and seen.adding is not None:
@@ -50,4 +56,6 @@ def read_softmax(softmax: Operation, masks: MaskReader, caches: Caches) -> Atten
         bias=bias,
         scale_behind_bias=behind,
         softmax_type=None if rounding is None else float_type(rounding, rounding.results[0]),
+        sinks=sinks,
+        shifted_type=scores.shifted_type,
     )

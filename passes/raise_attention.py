@@ -83,6 +83,7 @@ class _Raiser:
             scale_behind_bias=form.scale_behind_bias,
             softmax_type=form.softmax_type,
             sinks=form.sinks,
+            shifted_type=form.shifted_type,
             window=form.window,
         )
         builder.add(attention)
@@ -133,6 +134,13 @@ def _drop_presents(module: ModuleOp, function: FuncOp) -> None:
     function.update_function_type()
 
 
+def _measure_instead(argument: Argument, other: Argument) -> None:
+    """Let sizes that are read off an argument be read off another one of the same shape."""
+    for use in list(argument.value.uses):
+        if use.operation.name == "onnx.Shape":
+            use.operation.operands[use.index] = other.value
+
+
 def _check_unused(argument: Argument) -> None:
     """Raise SpeqcError if something still uses a cache or the mask."""
     for use in argument.value.uses:
@@ -170,12 +178,12 @@ class RaiseAttentionPass(ModulePass):
             )
         _drop_presents(op, function)
         region_dce(op.body)
-        gone = [
-            argument
-            for argument in step_arguments(op, function)
-            if argument.role in (Role.CACHE, Role.MASK)
-        ]
+        arguments = step_arguments(op, function)
+        gone = [argument for argument in arguments if argument.role in (Role.CACHE, Role.MASK)]
+        tokens = next((argument for argument in arguments if argument.role is Role.TOKENS), None)
         for argument in gone:
+            if tokens is not None and argument.dims == tokens.dims:
+                _measure_instead(argument, tokens)
             _check_unused(argument)
         erase_arguments(op, function, [argument.value for argument in gone])
         op.attributes.pop("onnx.kv_pairs", None)

@@ -16,6 +16,7 @@ from xdsl.passes import ModulePass
 from xdsl.rewriter import InsertPoint, Rewriter
 from xdsl.transforms.dead_code_elimination import region_dce
 
+from speqc.dialects.digests import NO_BYTES
 from speqc.dialects.onnx import InitializerOp, OnnxOp
 from speqc.dialects.speq import EmbeddingOp, MatmulOp, View, ViewOp, ViewType, WeightOp
 from speqc.passes.building import Builder, replace_result
@@ -70,7 +71,10 @@ class _Weights:
 
     def symbol(self, user: Operation, matrix: _Matrix) -> str:
         """The symbol of a matrix; `user` is the operation that needs it."""
-        key = (matrix.tensor.digest.data, matrix.shape, matrix.transposed)
+        tensor = matrix.tensor
+        # Without bytes, tensors of two names are two.
+        same = tensor.digest if tensor.digest.data != NO_BYTES else (tensor.ref, tensor.part)
+        key = (same, matrix.shape, matrix.transposed)
         if key not in self.declared:
             self.declared[key] = self._declare(user, matrix)
         return self.declared[key]

@@ -27,13 +27,17 @@ from speqc.dialects.onnx import OnnxOp
 from speqc.dialects.speq import RotaryOp
 from speqc.passes.building import Builder, replace_result
 from speqc.passes.heads import join_heads, rotary_table, split_heads
-from speqc.passes.matching import ANY, producer, shape
+from speqc.passes.matching import ANY, main_function, producer, shape
 from speqc.passes.probe import Probe, opset_of
+from speqc.passes.step_samples import StepSampler
 
 OPERATORS = ("onnx.RotaryEmbedding", "onnx.microsoft.RotaryEmbedding")
 
 SAMPLE_ROWS = 3
 """Number of tokens in the sample; anything but 1 tells rows from broadcast dimensions."""
+
+SAMPLE_STEPS = ((1, 0), (3, 0), (2, 5), (1, 33))
+"""(rows, past) for which it is tried whether an operator takes all rows of its tables."""
 
 
 class _Terms(NamedTuple):
@@ -115,14 +119,17 @@ def _as_rows(builder: Builder, table: SSAValue) -> SSAValue:
     return builder.reshape(table, (1, 1, *shape(table)[-2:]))
 
 
+@dataclass(frozen=True)
 class _RaiseOperator(RewritePattern):
     """Raise the operator that ONNX and ONNX Runtime have for it."""
+
+    sampler: StepSampler | None
 
     def match_and_rewrite(self, op: Operation, rewriter: PatternRewriter) -> None:
         if not isinstance(op, OnnxOp) or op.name not in OPERATORS:
             return
         builder, x = Builder(op), op.operands[0]
-        tables = _operator_tables(op, builder)
+        tables = _operator_tables(op, builder, self.sampler)
         if tables is None:
             return
         joined = len(shape(x)) == 3
@@ -136,7 +143,9 @@ class _RaiseOperator(RewritePattern):
         replace_result(op, join_heads(builder, result) if joined else result)
 
 
-def _operator_tables(op: OnnxOp, builder: Builder) -> tuple[SSAValue, SSAValue] | None:
+def _operator_tables(
+    op: OnnxOp, builder: Builder, sampler: StepSampler | None
+) -> tuple[SSAValue, SSAValue] | None:
     """The operator's cosines and sines for each row and channel."""
     cos, sin, positions = (op.input(name) for name in ("cos_cache", "sin_cache", "position_ids"))
     if cos is None or sin is None:
@@ -144,12 +153,30 @@ def _operator_tables(op: OnnxOp, builder: Builder) -> tuple[SSAValue, SSAValue] 
     if positions is not None:
         if shape(positions) != (1, ANY):
             return None
-        cos, sin = builder.gather(cos, positions), builder.gather(sin, positions)
+        rows = [
+            builder.reshape(table, (1, ANY, shape(table)[-1]))
+            if sampler is not None and _picks_all(positions, table, sampler)
+            else builder.gather(table, positions)
+            for table in (cos, sin)
+        ]
+        cos, sin = rows
     interleaved = op.integer("interleaved", 0) == 1
     return (
         rotary_table(builder, cos, interleaved=interleaved),
         rotary_table(builder, sin, interleaved=interleaved),
     )
+
+
+def _picks_all(index: SSAValue, table: SSAValue, sampler: StepSampler) -> bool:
+    """Whether a table has a row for each token of a step, and `index` names these in order."""
+    for rows, past in SAMPLE_STEPS if shape(table)[0] == ANY else ():
+        probe = sampler.probe(rows, past if sampler.has_caches else 0)
+        values, found = probe.value(table), probe.value(index)
+        if values is None or found is None or len(values) != rows:
+            return False
+        if not np.array_equal(found, [np.arange(rows)]):
+            return False
+    return shape(table)[0] == ANY
 
 
 @dataclass(frozen=True)
@@ -160,7 +187,9 @@ class RaiseRotaryPass(ModulePass):
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         """Raise every sum that rotates pairs of channels by a table of cosines and sines."""
-        patterns: list[RewritePattern] = [_RaiseSum(opset_of(op)), _RaiseOperator()]
+        function = main_function(op)
+        sampler = None if function is None else StepSampler(op, function)
+        patterns: list[RewritePattern] = [_RaiseSum(opset_of(op)), _RaiseOperator(sampler)]
         applier = GreedyRewritePatternApplier(patterns, dce_enabled=False)
         PatternRewriteWalker(applier, apply_recursively=False).rewrite_module(op)
         region_dce(op.body)

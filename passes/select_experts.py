@@ -41,6 +41,7 @@ from speqc.passes.matching import (
     tensor_type,
 )
 from speqc.passes.probe import operator, opset_of
+from speqc.passes.row_check import ROWS_FROM_SIZES
 from speqc.passes.row_rules import dynamic_axis, rows_of_result
 from speqc.runtime.vector_elementwise import ELEMENTWISE
 
@@ -95,7 +96,7 @@ def _stack(value: SSAValue) -> tuple[InitializerOp, SSAValue, bool] | None:
     ):
         return None
     data, swapped = _behind_swaps(data, swapped=swapped)
-    if not isinstance(data.owner, InitializerOp) or data.owner.parts is None:
+    if not isinstance(data.owner, InitializerOp) or not data.owner.is_stack:
         return None
     # Indices that count from the back are legal in ONNX, but top-k gives none.
     source = _source(index, *RENAMINGS, "Cast")
@@ -129,6 +130,9 @@ def places(function: FuncOp, opset: int) -> Mapping[SSAValue, int]:
     }
     for op in function.body.block.ops:
         dynamic = [value for value in op.operands if dynamic_axis(value) is not None]
+        if not dynamic and op.name in ROWS_FROM_SIZES:
+            # `verify-speq` refuses other sizes than the number of tokens.
+            found.update((value, 1) for value in op.results if dynamic_axis(value) is not None)
         if not dynamic or not all(value in found for value in dynamic):
             continue
         each = rows_of_result(op, found, opset)

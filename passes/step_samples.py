@@ -1,7 +1,7 @@
 """Samples of the arguments of an imported step: tokens, caches, mask, positions.
 
 What an argument is for is told by what it is used for (tokens), by the module's list of caches,
-and, where nothing else can tell, by the name it has in the file.
+and, where nothing else can tell (positions index tables too), by the name it has in the file.
 """
 
 from collections.abc import Container, Sequence
@@ -92,14 +92,18 @@ def _roles(
     values: Sequence[BlockArgument], names: Sequence[str], caches: Container[int]
 ) -> list[Role]:
     sizes = [_table_size(value) for value in values]
-    tokens = max(range(len(values)), key=sizes.__getitem__, default=0)
+    # A table of cosines for a long context may be larger than that of the embeddings.
+    positions = ["position" in name for name in names]
+    named = zip(sizes, positions, strict=True)
+    likeness = [(size > 0 and not position, size) for size, position in named]
+    tokens = max(range(len(values)), key=likeness.__getitem__, default=0)
     roles = []
     for index, (value, name) in enumerate(zip(values, names, strict=True)):
         if index in caches:
             roles.append(Role.CACHE)
         elif index == tokens and sizes[index]:
             roles.append(Role.TOKENS)
-        elif "position" in name and not is_float(element_type(value)):
+        elif positions[index] and not is_float(element_type(value)):
             roles.append(Role.POSITIONS)
         else:
             roles.append(Role.MASK if "mask" in name else Role.OTHER)

@@ -5,9 +5,9 @@ For each query head and each row m (position past + m), over the positions t it 
 1. scores: q . k in FP32, ascending d, rounded to `score_dtype`; times `score_scale`, or divided by
    `score_divisor`; soft-capped, c * tanh(s / c); each of these operations rounded to
    `scale_dtype`; plus the position bias, rounded to its `sum_dtype`;
-2. softmax: scores rounded to `softmax_dtype`; in FP32 the maximum, exp(s - maximum), their sum in
-   ascending t, and each quotient; rounded to `prob_dtype`. A sink is one more score, behind the
-   last position, whose probability is dropped;
+2. softmax: scores rounded to `softmax_dtype`; in FP32 the maximum, exp(s - maximum), the difference
+   rounded to `shifted_dtype`, their sum in ascending t, and each quotient; rounded to `prob_dtype`.
+   A sink is one more score, behind the last position, whose probability is dropped;
 3. output: p . v in FP32, ascending t, rounded to `out_dtype`.
 
 Masked positions are never read, so they do nothing to the bits, whatever they hold. A row's result
@@ -81,6 +81,7 @@ class AttentionSpec:
         bias: what is added to the scores by position, or None.
         scale_behind_bias: scores are scaled behind the bias.
         sinks: for each query head a score that joins the softmax behind the last position, or None.
+        shifted_dtype: dtype that the difference of a score and the maximum is rounded to.
     """
 
     score_scale: float | None = None
@@ -95,6 +96,7 @@ class AttentionSpec:
     bias: PositionBias | None = None
     scale_behind_bias: bool = False
     sinks: tuple[float, ...] | None = None
+    shifted_dtype: DTypeLike = np.float32
 
 
 class KVCache:
@@ -240,6 +242,16 @@ def _adjust(
 
 
 @njit(inline="always")
+def _shift(row: NDArray[np.float32]) -> None:
+    """Subtract the largest number of a row from all, and round to FP16."""
+    largest = np.float32(-np.inf)
+    for t in range(row.size):
+        largest = row[t] if row[t] > largest else largest
+    for t in range(row.size):
+        row[t] = rounded(row[t] - largest, True)
+
+
+@njit(inline="always")
 def _weigh(
     rows: int,
     weights: NDArray[np.float32],
@@ -325,9 +337,9 @@ def _attend(
     """Fill out[H, M, DV] for queries[H, M, D], both as bytes.
 
     `heads` is KV, `group` H / KV, `count` M and `value_width` DV; `halves` says what is FP16:
-    queries, result, probabilities, and what `_adjust` takes. `biases` [H, positions] and `sinks`
-    [H] may be empty. The group * count rows that share a KV head
-    are cut into tiles: these are the pieces of work.
+    queries, result, probabilities, what `_adjust` takes, and differences from the maximum.
+    `biases` [H, positions] and `sinks` [H] may be empty. The group * count rows that share a KV
+    head are cut into tiles: these are the pieces of work.
     """
     width = keys.shape[1]
     blocks, stored = values.shape[0] // heads, values.shape[1]
@@ -357,10 +369,12 @@ def _attend(
             row = scores[r, low[r] : high[r]]
             query_head = head * group + (first + r) % group
             of_head = biases[query_head]
-            _adjust(row, low[r], high[r] - 1, scale, cap, of_head, from_row, halves[3:])
+            _adjust(row, low[r], high[r] - 1, scale, cap, of_head, from_row, halves[3:7])
             if sinks.size:
                 row = scores[r, low[r] : high[r] + 1]
                 row[-1] = sinks[query_head]
+            if halves[7]:
+                _shift(row)
             softmax_in_place(row, halves[2])
         for block in range(blocks):
             place = (head * blocks + block) * stored * BLOCK
@@ -433,8 +447,15 @@ def _scaling(spec: AttentionSpec) -> tuple[np.float32, bool, bool]:
 
 
 def _halves(spec: AttentionSpec) -> tuple[bool, ...]:
-    """What is FP16: probabilities, sums q . k, scaling, biased scores, the softmax's input."""
+    """What is FP16: probabilities, sums, scaling, biased scores, softmax input, differences."""
     scale_dtype = spec.score_dtype if spec.scale_dtype is None else spec.scale_dtype
     sum_dtype = np.float32 if spec.bias is None else spec.bias.sum_dtype
-    dtypes = spec.prob_dtype, spec.score_dtype, scale_dtype, sum_dtype, spec.softmax_dtype
+    dtypes = (
+        spec.prob_dtype,
+        spec.score_dtype,
+        scale_dtype,
+        sum_dtype,
+        spec.softmax_dtype,
+        spec.shifted_dtype,
+    )
     return tuple(np.dtype(dtype) == np.float16 for dtype in dtypes)

@@ -24,6 +24,7 @@ def attention_spec(op: AttentionBase, out_dtype: DTypeLike) -> AttentionSpec:
         bias=None if op.position_bias is None else _position_bias(op.position_bias),
         scale_behind_bias=op.scale_behind_bias is not None,
         sinks=None if op.sinks is None else float_values(op.sinks),
+        shifted_dtype=np.float32 if op.shifted_type is None else numpy_dtype(op.shifted_type),
     )
 
 

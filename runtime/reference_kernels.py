@@ -122,10 +122,12 @@ def _probabilities(
     if spec.scale_behind_bias:
         scores = _scaled(scores, spec)
     scores = round_to(scores, spec.softmax_dtype)
-    if spec.sinks is None:
-        return round_to(softmax(scores), spec.prob_dtype)
-    sink = np.array([[spec.sinks[head]]], np.float32)
-    return round_to(softmax(np.concatenate([scores, sink], axis=1)), spec.prob_dtype)[:, :-1]
+    positions = scores.shape[1]
+    if spec.sinks is not None:
+        sink = np.array([[spec.sinks[head]]], np.float32)
+        scores = np.concatenate([scores, sink], axis=1)
+    scores = round_to(scores - np.fmax.reduce(scores, axis=1, keepdims=True), spec.shifted_dtype)
+    return round_to(softmax(scores), spec.prob_dtype)[:, :positions]
 
 
 def _scaled(scores: SingleArray, spec: AttentionSpec) -> SingleArray:

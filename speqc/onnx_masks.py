@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from speqc.dialects.onnx import LARGEST_CONSTANT
+from speqc.onnx_missing import MissingTensor
 from speqc.onnx_shapes import initializer
 from speqc.onnx_state import FLOATS
 
@@ -22,7 +23,9 @@ def compute_masks(graph: ir.Graph) -> None:
     """Let the users of each such table read a computed one; changes no value of it."""
     for value in list(graph.initializers.values()):
         tensor = value.const_value
-        if tensor is None or not value.uses() or tensor.size <= LARGEST_CONSTANT:
+        if tensor is None or isinstance(tensor, MissingTensor):
+            continue
+        if not value.uses() or tensor.size <= LARGEST_CONSTANT:
             continue
         first = next(node for node in graph if value in node.inputs)
         builder = _Builder(graph, first)

@@ -46,14 +46,18 @@ class KvPair(NamedTuple):
 
 
 def find_token_input(graph: ir.Graph) -> ir.Value | None:
-    """The integer input that indexes the largest floating-point table, or None."""
-    best, best_size = None, 0
+    """The integer input that indexes the largest floating-point table, or None.
+
+    One that is named for positions is taken only if there is no other.
+    """
+    best, most = None, (False, 0)
     for value in graph.inputs:
         if value.dtype not in INTEGERS:
             continue
         size = max((table.size for table in _gathered_tables(value)), default=0)
-        if size > best_size:
-            best, best_size = value, size
+        likeness = size > 0 and "position" not in (value.name or ""), size
+        if likeness > most:
+            best, most = value, likeness
     return best
 
 

@@ -94,7 +94,8 @@ def elements(value: ir.Value | None) -> list[Dim] | None:
     if value is None:
         return None
     if value.const_value is not None:
-        return value.const_value.numpy().ravel().tolist()
+        is_integer = value.const_value.dtype.is_integer()
+        return value.const_value.numpy().ravel().tolist() if is_integer else None
     if (data := value.metadata_props.get(SYM_DATA_KEY)) is not None:
         dims = [e if isinstance(e, int) else ir.SymbolicDim(e) for e in json.loads(data)]
         if all(is_ours(dim) for dim in dims):

@@ -172,6 +172,29 @@ NAN_REPLACED = """
 """
 
 
+SINKS = """
+  %heads4 = onnx.Constant dense<4> : tensor<1xi64>
+  %columns = onnx.Constant dense<[[[[0.5]], [[-1.0]], [[0.25]], [[2.0]]]]> : tensor<1x4x1x1xF>
+  %last_axis = onnx.Constant dense<-1> : tensor<1xi64>
+  %first_column = onnx.Constant dense<0> : tensor<1xi64>
+  %column_sizes = onnx.Concat %axis1, %heads4, %rows1, %axis1 {axis = 0 : i64} : (tensor<1xi64>, tensor<1xi64>, tensor<1xi64>, tensor<1xi64>) -> tensor<4xi64>
+  %sinks = onnx.Expand %columns, %column_sizes : (tensor<1x4x1x1xF>, tensor<4xi64>) -> tensor<1x4x?x1xF>
+  %with_sinks = onnx.Concat %masked, %sinks {axis = -1 : i64} : (tensor<1x4x?x?xF>, tensor<1x4x?x1xF>) -> tensor<1x4x?x?xF> loc("sinks")
+  %largest = onnx.ReduceMax %with_sinks, %last_axis {keepdims = 1 : i64} : (tensor<1x4x?x?xF>, tensor<1xi64>) -> tensor<1x4x?x1xF>
+  %shifted = onnx.Sub %with_sinks, %largest : (tensor<1x4x?x?xF>, tensor<1x4x?x1xF>) -> tensor<1x4x?x?xF>
+  %p_all = onnx.Softmax %shifted {axis = -1 : i64} : (tensor<1x4x?x?xF>) -> tensor<1x4x?x?xF>
+  %p = onnx.Slice %p_all, %first_column, %last_axis, %last_axis, %axis1 : (tensor<1x4x?x?xF>, tensor<1xi64>, tensor<1xi64>, tensor<1xi64>, tensor<1xi64>) -> tensor<1x4x?x?xF> loc("cut")
+"""
+"""As GPT-OSS has it."""
+
+SHIFTED = """
+  %last_axis = onnx.Constant dense<-1> : tensor<1xi64>
+  %largest = onnx.ReduceMax %masked, %last_axis {keepdims = 1 : i64} : (tensor<1x4x?x?xF>, tensor<1xi64>) -> tensor<1x4x?x1xF>
+  %shifted = onnx.Sub %masked, %largest : (tensor<1x4x?x?xF>, tensor<1x4x?x1xF>) -> tensor<1x4x?x?xF>
+  %p = onnx.Softmax %shifted {axis = -1 : i64} : (tensor<1x4x?x?xF>) -> tensor<1x4x?x?xF>
+"""
+
+
 @dataclass(frozen=True)
 class AttentionText:
     """A module with one attention. `F` stands for the type of queries, `KV` for that of caches."""

@@ -23,6 +23,8 @@ from attention_text import (
     SCALED_BEHIND,
     SCALED_KEYS,
     SCALED_SCORES,
+    SHIFTED,
+    SINKS,
     SOFTCAPPED,
     SOFTMAX,
     SQUARES,
@@ -62,6 +64,9 @@ FORMS = {
     "scaled behind the mask": AttentionText(
         scores=PLAIN_SCORES, masking=ADDED.replace("%masked", "%m0") + SCALED_BEHIND
     ),
+    "sinks": AttentionText(softmax=SINKS),
+    "sinks in f32": AttentionText(type="f32", cache_type="f32", softmax=SINKS),
+    "maximum subtracted": AttentionText(softmax=SHIFTED),
     "softmax in f16": AttentionText(type="f32", cache_type="f32", softmax=HALF_SOFTMAX),
     "bias of key positions": AttentionText(masking=ALIBI_OF_KEYS + ADDED_TO_BIASED),
     "bias in the mask": AttentionText(type="f32", cache_type="f32", masking=ALIBI_IN_MASK),
@@ -185,6 +190,22 @@ def test_reads_types_scale_cap_and_window(run_passes: RunPasses) -> None:
     assert window is not None and window.value.data == 4096
 
 
+def test_sinks_and_the_type_of_differences_from_the_maximum(run_passes: RunPasses) -> None:
+    def raised(softmax: str, type: str) -> AttentionOp:
+        text = AttentionText(softmax=softmax, type=type, cache_type=type)
+        found = only(run_passes(str(text), "raise-attention"), AttentionOp)
+        assert isinstance(found, AttentionOp)
+        return found
+
+    half, single = raised(SINKS, "f16"), raised(SINKS, "f32")
+    for op in (half, single):
+        assert op.sinks is not None and tuple(op.sinks.get_values()) == (0.5, -1.0, 0.25, 2.0)
+    assert half.shifted_type == Float16Type()
+    # In FP32 the softmax itself subtracts the maximum, which is zero the second time.
+    assert single.shifted_type is None
+    assert (raised(SHIFTED, "f16").sinks, raised(SOFTMAX, "f16").shifted_type) == (None, None)
+
+
 def test_key_scale_goes_to_the_new_rows(run_passes: RunPasses) -> None:
     module = run_passes(str(AttentionText(scores=SCALED_KEYS)), "raise-attention")
     op = only(module, AttentionOp)
@@ -212,6 +233,23 @@ ERRORS = {
         type="f32",
         cache_type="f32",
         masking=ALIBI_OF_DISTANCES + SQUARES + ADDED_TO_BIASED,
+    ),
+    "'cut': it does not take the probabilities of the positions": AttentionText(
+        softmax=SINKS.replace("%p_all, %first_column", "%p_all, %axis1")
+    ),
+    "behind their sinks": AttentionText(
+        softmax=SINKS.replace("Softmax %shifted", "Softmax %small").replace(
+            "  %p_all",
+            "  %small = onnx.Mul %shifted, %factor : (tensor<1x4x?x?xF>, tensor<F>) -> tensor<1x4x?x?xF>\n  %p_all",
+        )
+    ),
+    "'sinks': the score that is appended .* is no constant": AttentionText(
+        softmax=SINKS.replace("%sinks = onnx.Expand", "%even = onnx.Expand").replace(
+            "  %with_sinks",
+            """  %rows16 = onnx.Cast %queries {to = 10 : i64} : (tensor<?x1xi64>) -> tensor<?x1xF>
+  %sinks = onnx.Add %even, %rows16 : (tensor<1x4x?x1xF>, tensor<?x1xF>) -> tensor<1x4x?x1xF>
+  %with_sinks""",
+        )
     ),
     "stands in a table of the file": AttentionText(
         masking="""

@@ -8,7 +8,6 @@ from speqc.retarget import retarget
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.target import Target
 
-
 TARGET = replace(Target(), vector_lanes=512)
 """With so many lanes the attention of the model is for the vector unit."""
 

@@ -34,6 +34,7 @@ SPECS = st.builds(
     sinks=st.none() | SINKS,
     score_dtype=DTYPES,
     softmax_dtype=DTYPES,
+    shifted_dtype=DTYPES,
     prob_dtype=DTYPES,
     out_dtype=DTYPES,
     window=st.one_of(st.none(), st.integers(1, 80)),
@@ -203,7 +204,7 @@ def test_each_rounding_point_shows_in_the_bits() -> None:
     cache = filled(keys, values)
     wide = AttentionSpec(0.3, np.float32, np.float32, np.float32, np.float32, softcap=2.0)
     results = [attention(q, cache, 47, wide)]
-    for field in ("score_dtype", "softmax_dtype", "prob_dtype"):
+    for field in ("score_dtype", "softmax_dtype", "shifted_dtype", "prob_dtype"):
         results.append(attention(q, cache, 47, replace(wide, **{field: np.float16})))
     results.append(attention(q, cache, 47, replace(wide, softcap=None)))
     results.append(attention(q, cache, 47, replace(wide, score_scale=None)))

@@ -265,3 +265,13 @@ speq.emit %a : tensor<1x?xf16>
 
 // CHECK: part must not be negative, got -1
 speq.weight @w from "w" : tensor<64x64xf16> {digest = "sha256:00", part = -1 : i64}
+
+// -----
+
+// CHECK: a tensor without bytes has no histogram of exponents
+speq.weight @w from "w" : tensor<64x64xf16> {digest = "none", zeros = 3 : i64}
+
+// -----
+
+// CHECK: digest must be 'none' or start with 'sha256:', got '00'
+speq.weight @w from "w" : tensor<64x64xf16> {digest = "00"}

@@ -21,7 +21,6 @@ from speqc.runtime.timing import (
     check_step,
 )
 
-
 Part = Literal["read", "block", "work", "write"]
 
 

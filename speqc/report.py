@@ -84,7 +84,7 @@ def time_calls(timer: ProgramTimer, calls: Sequence[Call]) -> None:
     distinct = dict.fromkeys(calls)
     with progress("timing", len(distinct)) as advance:
         for call in distinct:
-            timer.step(*call)
+            timer.cost(*call)
             advance(1)
 
 
@@ -152,14 +152,20 @@ def write_json(fields: Mapping[str, Any], destination: str) -> None:
     A file is written beside its name and renamed when complete.
     """
     text = json.dumps(fields, indent=2, ensure_ascii=False, allow_nan=False)
-    path = Path(destination)
     if destination == "-":
         click.echo(text)
-    elif path.is_symlink() or (path.exists() and not path.is_file()):
-        # A device, a pipe, or a link such as /dev/stdout: a rename would put a file in its place.
-        path.write_text(text + "\n", encoding="utf-8")
     else:
-        _replace_file(path, text + "\n")
+        write_text(text + "\n", destination)
+
+
+def write_text(text: str, destination: str) -> None:
+    """Write a file beside its name and rename it when complete."""
+    path = Path(destination)
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        # A device, a pipe, or a link such as /dev/stdout: a rename would put a file in its place.
+        path.write_text(text, encoding="utf-8")
+    else:
+        _replace_file(path, text)
 
 
 def _replace_file(path: Path, text: str) -> None:
@@ -173,16 +179,22 @@ def _replace_file(path: Path, text: str) -> None:
 
 def check_json_destination(destination: str | None) -> None:
     """Raise SpeqcError where `write_json` could not write, before there is anything to write."""
-    if destination is None or destination == "-":
+    if destination != "-":
+        check_destination(destination, "--json")
+
+
+def check_destination(destination: str | None, option: str) -> None:
+    """Raise SpeqcError, naming the option, where `write_text` could not write."""
+    if destination is None:
         return
     path = Path(destination)
     if path.is_dir():
-        raise SpeqcError(f"--json: {path} is a folder")
+        raise SpeqcError(f"{option}: {path} is a folder")
     if not path.absolute().parent.is_dir():
-        raise SpeqcError(f"--json: {path}: the folder {path.parent} does not exist")
+        raise SpeqcError(f"{option}: {path}: the folder {path.parent} does not exist")
     written = path if path.exists() and not path.is_file() else path.absolute().parent
     if not os.access(written, os.W_OK):
-        raise SpeqcError(f"--json: {path}: no permission to write to {written}")
+        raise SpeqcError(f"{option}: {path}: no permission to write to {written}")
 
 
 def report_rows(fields: Fields) -> list[tuple[str, str, str]]:

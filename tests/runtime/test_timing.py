@@ -1,3 +1,4 @@
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from speqc.runtime.timing import (
     Vector,
     time_step,
 )
-from speqc.runtime.timing_reference import time_step_by_blocks
+from speqc.runtime.timing_reference import time_step_by_blocks, walk_step
 
 
 def machine(banks: int = 8, latency: int = 0, vector_latency: int = 0) -> Target:
@@ -294,6 +295,22 @@ MACHINES = st.builds(
 @given(steps(), MACHINES)
 def test_closed_form_is_the_reference(ops: list[Op], target: Target) -> None:
     assert time_step(ops, target) == time_step_by_blocks(ops, target)
+
+
+@settings(max_examples=200, deadline=None)
+@given(steps(), MACHINES)
+def test_units_are_held_for_their_busy_cycles(ops: list[Op], target: Target) -> None:
+    timing, holds = walk_step(ops, target)
+    busy = timing.dram_busy_cycles, timing.array_busy_cycles, timing.vector_busy_cycles
+    for unit, cycles in zip(("dram", "array", "vector"), busy, strict=True):
+        held = [hold for hold in holds if hold.unit == unit]
+        assert sum(hold.end - hold.start for hold in held) == cycles
+        assert all(one.end <= next_.start for one, next_ in itertools.pairwise(held))
+    for hold in holds:
+        op = timing.ops[hold.op]
+        assert hold.start < hold.end <= timing.cycles
+        if hold.part in ("work", "block"):
+            assert op.start <= hold.start and hold.end <= op.end
 
 
 @settings(max_examples=400, deadline=None)

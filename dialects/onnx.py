@@ -40,6 +40,7 @@ from xdsl.dialects.builtin import (
     StringAttr,
     TensorType,
     UnknownLoc,
+    f16,
     f32,
     i64,
 )
@@ -199,8 +200,9 @@ class InitializerOp(IRDLOperation):
     """A tensor of the model by reference: its bytes lie in the tensor store under `ref`.
 
     `digest` is the SHA-256 of the tensor's little-endian bytes in row-major order, or "none" for a
-    tensor of which nothing but its type is known. FP16 matrices with bytes also carry `exponents`, how many values have each value of FP16's exponent field (32 bins), and
-    `zeros`, how many values are zero of either sign.
+    tensor of which nothing but its type is known. FP16 matrices with bytes also carry `exponents`,
+    how many values have each value of FP16's exponent field (32 bins), and `zeros`, how many
+    values are zero of either sign.
 
     A stack of matrices, FP16 of three dimensions, has in `parts` the same three facts of each of
     them; `part` says that the result is one matrix of the stack `ref`.
@@ -261,6 +263,13 @@ class InitializerOp(IRDLOperation):
             raise VerifyException(
                 f"parts tell of {len(self.parts)} matrices, the tensor has type {self.result.type}"
             )
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether this is a stack of matrices that `matrix` can pick from."""
+        if self.digest.data != NO_BYTES:
+            return self.parts is not None
+        return self.result.type.element_type == f16 and self.result.type.get_num_dims() == 3
 
     def matrix(self, part: int) -> InitializerOp:
         """One matrix of a stack, as a reference of its own."""

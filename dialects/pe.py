@@ -407,6 +407,54 @@ class GatherOp(IRDLOperation):
 
 
 @irdl_op_definition
+class LookupOp(IRDLOperation):
+    """Read rows of a constant of the artifact from DRAM, one for each of `indices`.
+
+    `type` is that of the constant. As in ONNX's `Gather` along the first axis, indices from -1
+    count from the last row, and the result has the sizes of `indices` and then those of a row.
+    """
+
+    name = "pe.lookup"
+
+    source = prop_def(StringAttr)
+    digest = prop_def(StringAttr)
+    type = prop_def(TensorType)
+    indices = operand_def(INT_TENSOR)
+    sram_row_offset = opt_prop_def(IntegerAttr[I64])
+    result = result_def(TENSOR)
+
+    irdl_options = (ParsePropInAttrDict(),)
+    assembly_format = (
+        "$source `[` $indices `]` attr-dict `:` `(` $type `,` type($indices) `)` `->` type($result)"
+    )
+
+    def __init__(
+        self, source: str, digest: str, type: TensorType, indices: SSAValue, result_type: Attribute
+    ):
+        super().__init__(
+            operands=[indices],
+            properties={"source": StringAttr(source), "digest": StringAttr(digest), "type": type},
+            result_types=[result_type],
+        )
+
+    def verify_(self) -> None:
+        """Check the digest's form, and that the result has a row of the constant for each index."""
+        error = digest_error(self.digest.data)
+        if error is not None:
+            raise VerifyException(error)
+        if not self.type.has_static_shape() or self.type.get_num_dims() < 1:
+            raise VerifyException(f"rows are looked up in a static tensor, got {self.type}")
+        indices = self.indices.type
+        assert isinstance(indices, TensorType)
+        sizes = *indices.get_shape(), *self.type.get_shape()[1:]
+        expected = TensorType(self.type.element_type, sizes)
+        if self.result.type != expected:
+            raise VerifyException(
+                f"rows of {self.type} for {indices} are {expected}, got {self.result.type}"
+            )
+
+
+@irdl_op_definition
 class GemmOp(IRDLOperation):
     """`input` [1, M, K] times a streamed KxN weight on the array: [1, M, N].
 
@@ -562,6 +610,7 @@ Pe = Dialect(
         LoadConstantOp,
         LoadCacheOp,
         GatherOp,
+        LookupOp,
         GemmOp,
         VectorOp,
         AttentionOp,

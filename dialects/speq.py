@@ -70,6 +70,8 @@ from xdsl.traits import HasParent, IsTerminator, NoTerminator, Pure, SymbolOpInt
 from xdsl.utils.exceptions import VerifyException
 from xdsl.utils.str_enum import StrEnum
 
+from speqc.dialects.digests import digest_error
+
 FULL, DRAFT = "full", "draft"
 """Names of the two step functions."""
 
@@ -157,8 +159,8 @@ class WeightOp(IRDLOperation):
     """A weight matrix by reference; with a code book once it is split into draft and rest.
 
     `source` names the tensor in the model file, `transposed` says that the file holds it as
-    [N, K]. `part` says which matrix of a tensor of three dimensions it is. `codebook`,
-    `digest` is that of the tensor or part, or "none" where only its type is known. `codebook`,
+    [N, K]. `part` says which matrix of a tensor of three dimensions it is. `digest` is that of the
+    tensor or part, or "none" where nothing but its type is known. `codebook`,
     `group_size` and `shift` (the weight is scaled by 2^-shift before it is encoded) stand on split
     weights; `kept` gives the reason why a weight stays plain FP16.
     """
@@ -613,8 +615,9 @@ class AttentionBase(IRDLOperation, ABC):
 
     The softmax is FP32: maximum, exp(score - maximum), their sum over ascending t, quotient. With
     `sinks`, one more score for each query head stands behind the last position; its probability is
-    dropped. Probabilities are rounded to `probability_type`; p.v is FP32 over ascending t, rounded
-    to the result's type. `window`: a row sees only the last `window` positions, itself included.
+    dropped. The difference is rounded to `shifted_type`, where there is one. Probabilities are
+    rounded to `probability_type`; p.v is FP32 over ascending t, rounded to the result's type.
+    `window`: a row sees only the last `window` positions, itself included.
     """
 
     cache = prop_def(FlatSymbolRefAttrConstr)
@@ -627,6 +630,7 @@ class AttentionBase(IRDLOperation, ABC):
     scale_behind_bias = opt_prop_def(UnitAttr)
     softmax_type = opt_prop_def(FLOAT)
     sinks = opt_prop_def(DenseArrayBase)
+    shifted_type = opt_prop_def(FLOAT)
     window = opt_prop_def(IntegerAttr[I64])
 
     def verify_scores(self, heads: int) -> None:
@@ -693,6 +697,7 @@ class AttentionOp(AttentionBase):
         scale_behind_bias: bool = False,
         softmax_type: AnyFloat | None = None,
         sinks: Sequence[float] | None = None,
+        shifted_type: AnyFloat | None = None,
         window: int | None = None,
     ):
         super().__init__(
@@ -708,6 +713,7 @@ class AttentionOp(AttentionBase):
                 "scale_behind_bias": UnitAttr() if scale_behind_bias else None,
                 "softmax_type": softmax_type,
                 "sinks": None if sinks is None else DenseArrayBase.from_list(f32, list(sinks)),
+                "shifted_type": shifted_type,
                 "window": None if window is None else IntegerAttr(window, i64),
             },
             result_types=[result_type],

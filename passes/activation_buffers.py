@@ -7,7 +7,7 @@ from xdsl.dialects.builtin import TensorType
 from xdsl.dialects.func import FuncOp, ReturnOp
 from xdsl.ir import Operation, SSAValue
 
-from speqc.dialects.pe import AttentionOp, GatherOp, GemmOp, VectorOp
+from speqc.dialects.pe import AttentionOp, GatherOp, GemmOp, LookupOp, VectorOp
 from speqc.passes.finish_order import FinishOrder
 from speqc.runtime.activations import row_bytes, shares_buffer
 
@@ -68,7 +68,7 @@ def step_buffers(function: FuncOp) -> StepBuffers:
             buffer = by_value[op.operands[0]]
             buffer.owners.append(op)
             by_value[op.results[0]] = buffer
-        elif isinstance(op, GatherOp | GemmOp | VectorOp | AttentionOp):
+        elif isinstance(op, GatherOp | LookupOp | GemmOp | VectorOp | AttentionOp):
             buffer = Buffer(sum(_sizes(op.results)), [op], order.set_of(op))
             buffers.append(buffer)
             by_value.update((result, buffer) for result in op.results)

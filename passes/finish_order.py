@@ -12,8 +12,9 @@ class FinishOrder:
 
     An operation starts when the results that it needs are ready and the one before it on its unit
     has ended. The DRAM channel is a queue, so what streams weights or constants also starts after
-    every earlier store. (A cache may be empty: then its stream waits for nothing.) A gather reads
-    DRAM before its turn on the vector unit comes, so nothing has surely ended when it writes.
+    every earlier store. (A cache may be empty: then its stream waits for nothing.) A gather or
+    look-up reads DRAM before its turn on the vector unit comes, so nothing has surely ended when it
+    writes.
 
     An operation with a predicate may not run at all: then its result, which is zero, waits for the
     predicate alone. Of what it would have waited for, that is sure which the predicate waits for
@@ -39,7 +40,7 @@ class FinishOrder:
             if _streams(op):
                 before |= stores
             self._bits[op] = 1 << place if unit is not None else 0
-            self._before[op] = 0 if isinstance(op, pe.GatherOp) else before
+            self._before[op] = 0 if isinstance(op, pe.GatherOp | pe.LookupOp) else before
             self._ready[op] = ended = before | self._bits[op]
             predicate = _predicate(op)
             if predicate is not None:
@@ -81,7 +82,7 @@ def unit_of(op: Operation) -> str | None:
             return op.unit.data.value
         case pe.VectorOp():
             return "vector" if _takes_time(op) else None
-        case pe.GatherOp():
+        case pe.GatherOp() | pe.LookupOp():
             return "vector"
         case pe.AppendOp():
             return "dram"

@@ -34,7 +34,13 @@ ATTENTION_PROPERTIES = (
     "score_type",
     "probability_type",
     "score_scale",
+    "score_divisor",
     "softcap",
+    "position_bias",
+    "scale_behind_bias",
+    "softmax_type",
+    "sinks",
+    "shifted_type",
     "window",
 )
 
@@ -44,8 +50,10 @@ class LowerToPePass(ModulePass):
     """Map every operation of the step functions onto the target that the module names.
 
     Matrix products go to the array, tiled so that a block of tiles fills one bank; attention goes
-    to the unit that computes it in fewer cycles with half of the context in the cache, mode
-    switches included, or to the one that `attention_unit` names; the rest goes to the vector unit.
+    to the unit that computes it in fewer cycles, or to the one that `attention_unit` names. For
+    that choice half of the context is in the cache, the full step verifies as many drafted tokens
+    as a round may have, the draft step has one token, and mode switches count. The rest goes to
+    the vector unit.
     Each operation on the array is preceded by the mode it needs (`elide-mode-switches` drops the
     idle ones), and each load stands just before its consumer (`schedule-loads` moves it ahead).
     """
@@ -61,6 +69,7 @@ class LowerToPePass(ModulePass):
         lowering = _Lowering(
             module_target(op), module_context(op), weights, caches, self.attention_unit
         )
+        lowering.verified = _longest_round(op)
         for function in op.ops:
             if isinstance(function, FuncOp):
                 lowering.function(function)
@@ -83,6 +92,7 @@ class _Lowering:
         self.caches = caches
         self.attention_unit = attention_unit
         self.mode = View.FULL
+        self.verified = 1
 
     def function(self, function: FuncOp) -> None:
         """Lower one step function."""
@@ -116,7 +126,7 @@ class _Lowering:
             case speq.RotaryOp():
                 new = self._vector(op, "rotary")
             case onnx.OnnxOp():
-                new = self._vector(op, op.name.removeprefix("onnx."))
+                new = _lookup(op) or self._vector(op, op.name.removeprefix("onnx."))
             case _:
                 raise SpeqcError(f"lower-to-pe: {op.name} has no lowering")
         for part in new:
@@ -127,17 +137,19 @@ class _Lowering:
         view = op.weight.owner
         assert isinstance(view, speq.ViewOp) and isinstance(view.result.type, ViewType)
         name = view.weight.string_value()
-        load = self._load(name, view.result.type)
-        gemm = pe.GemmOp(op.input, load.stream, op.result.type)
+        load = self._load(name, view.result.type, op.predicate)
+        gemm = pe.GemmOp(op.input, load.stream, op.result.type, op.predicate)
         return [load, pe.ModeOp(view.result.type.view), gemm]
 
-    def _load(self, name: str, view: ViewType) -> pe.LoadWeightOp:
+    def _load(self, name: str, view: ViewType, predicate: SSAValue | None) -> pe.LoadWeightOp:
         k, n = view.shape
         bits, group_size = weight_traffic(self.weights[name], view.view)
         cost = costs.gemm(k, n, 1, self.target, weight_bits=bits, group_size=group_size)
         tiles = costs.tile_weight(k, n, self.target, weight_bits=bits, group_size=group_size)
         tiling = pe.TilingAttr((tiles.depth, tiles.columns), tiles.grid, tiles.per_block)
-        load = pe.LoadWeightOp(name, view, tiling, cost.block_bytes, cost.last_block_bytes)
+        load = pe.LoadWeightOp(
+            name, view, tiling, cost.block_bytes, cost.last_block_bytes, predicate
+        )
         _name(load.stream, name)
         return load
 
@@ -172,8 +184,9 @@ class _Lowering:
         assert isinstance(op.query.type, TensorType)
         heads = op.query.type.get_shape()[1]
         kv_heads, past = cache.heads.value.data, self.context // 2
-        keys = heads, kv_heads, cache.key_dim.value.data, past, 1, self.target
-        values = heads, kv_heads, cache.value_dim.value.data, past, 1, self.target
+        rows = 1 if self.mode == View.DRAFT else self.verified
+        keys = heads, kv_heads, cache.key_dim.value.data, past, rows, self.target
+        values = heads, kv_heads, cache.value_dim.value.data, past, rows, self.target
         array = (
             costs.attention_scores_on_array(*keys).unit_cycles
             + costs.attention_values_on_array(*values).unit_cycles
@@ -212,6 +225,12 @@ class _Lowering:
         return [*loads, vector]
 
 
+def _longest_round(module: ModuleOp) -> int:
+    """Rows of the largest pass that verifies: drafted tokens and the one before; 1 without any."""
+    lengths = (op.draft_length for op in module.ops if isinstance(op, speq.DecodeOp))
+    return 1 + max((length.value.data for length in lengths if length is not None), default=0)
+
+
 def _check_arguments(op: Operation, arguments: Mapping[str, Attribute]) -> None:
     for name, value in arguments.items():
         if not isinstance(value, DenseIntOrFPElementsAttr):
@@ -221,6 +240,19 @@ def _check_arguments(op: Operation, arguments: Mapping[str, Attribute]) -> None:
                 f"lower-to-pe: {op.name}: attribute {name} holds an infinity or NaN, which xDSL "
                 "would not read back from a program's text"
             )
+
+
+def _lookup(op: onnx.OnnxOp) -> list[Operation]:
+    """`onnx.Gather` of rows of a constant table by computed indices; of anything else nothing."""
+    if op.name != "onnx.Gather" or op.integer("axis", 0) != 0:
+        return []
+    table, indices = op.operands
+    if not isinstance(table.owner, onnx.InitializerOp):
+        return []
+    if isinstance(indices.owner, onnx.InitializerOp):
+        return []
+    source, result = table.owner, op.results[0].type
+    return [pe.LookupOp(source.ref.data, source.digest.data, source.result.type, indices, result)]
 
 
 def _load_constant(op: onnx.InitializerOp) -> pe.LoadConstantOp:

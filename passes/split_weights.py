@@ -1,7 +1,8 @@
 """`split-weights`: which code book, group size and shift each weight is stored with.
 
 The bytes are not touched: the decision rests on the histogram of exponents that a declaration
-carries. A weight that the code book can't hold exactly stays plain FP16, with the reason.
+carries. A weight that the code book can't hold exactly stays plain FP16, with the reason. One of
+which only the shape is known is taken to fit.
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from xdsl.context import Context
 from xdsl.dialects.builtin import IntegerAttr, ModuleOp, StringAttr, i64
 from xdsl.passes import ModulePass
 
+from speqc.dialects.digests import NO_BYTES
 from speqc.dialects.speq import ViewOp, WeightOp
 from speqc.runtime.codebook import CODEBOOKS, EXPONENTS, CodeBook, Fit, fit, load_codebook
 from speqc.runtime.errors import SpeqcError
@@ -25,7 +27,7 @@ def _fit(weight: WeightOp, book: CodeBook) -> Fit:
         counts = np.array(weight.exponents.get_values(), np.int64)
         zeros = 0 if weight.zeros is None else weight.zeros.value.data
         return fit(book, counts, zeros)
-    if not book.scale_indexed:
+    if not book.scale_indexed and weight.digest.data != NO_BYTES:
         raise SpeqcError(
             f"weight @{weight.sym_name.data}: its declaration has no histogram of exponents, "
             f"which the code book '{book.name}' needs"

@@ -20,6 +20,7 @@ from speqc.runtime.errors import SpeqcError
 from speqc.runtime.module_attributes import module_context, module_target
 from speqc.runtime.routing import predicates, routers
 from speqc.runtime.target import Target
+from speqc.runtime.tensor_references import has_bytes
 from speqc.runtime.vector_ops import VECTOR_OPS
 from speqc.runtime.weight_traffic import weight_traffic
 
@@ -36,7 +37,7 @@ class VerifyPePass(ModulePass):
     has one consumer and streams are consumed in the order of their loads; blocks fit
     the banks; the array is in the mode that its operand needs; each cache is appended to once,
     after it is read; activations do not overwrite each other; the decode programs are those that
-    form-draft-verify makes.
+    form-draft-verify makes; all tensors that are referred to have bytes, or none has.
     """
 
     name = "verify-pe"
@@ -51,6 +52,7 @@ class VerifyPePass(ModulePass):
             _StepRules(function, weights, caches, target).check()
             check_activations(function)
         check_programs(op)
+        has_bytes(op)
 
 
 class _StepRules:
@@ -103,7 +105,13 @@ class _StepRules:
                 self._check_attention(op)
             case pe.AppendOp():
                 self._check_append(op)
-            case pe.PositionsOp() | pe.ImmediateOp() | pe.LoadConstantOp() | ReturnOp():
+            case (
+                pe.PositionsOp()
+                | pe.ImmediateOp()
+                | pe.LoadConstantOp()
+                | pe.LookupOp()
+                | ReturnOp()
+            ):
                 pass
             case _:
                 raise self._error(op, "is no operation of the machine")

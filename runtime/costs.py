@@ -246,7 +246,12 @@ def attention_values_on_array(
 
 def embedding_bytes(hidden: int, m: int, target: Target) -> int:
     """Return the DRAM traffic, in whole bursts, of ``m`` rows of a plain FP16 embedding table."""
-    return m * _touched_bytes(hidden * VALUE_BYTES, target)
+    return rows_bytes(hidden * VALUE_BYTES, m, target)
+
+
+def rows_bytes(row_bytes: int, count: int, target: Target) -> int:
+    """Return the DRAM traffic, in whole bursts, of ``count`` rows from anywhere in a table."""
+    return count * _touched_bytes(row_bytes, target)
 
 
 def tied_embedding_bytes(

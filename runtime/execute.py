@@ -187,6 +187,8 @@ class _Binder:
                 return partial(_known, (self._weight(op.weight.string_value()),))
             case pe.LoadCacheOp():
                 return partial(_known, (self._cache(op.cache.string_value()),))
+            case pe.LookupOp():
+                return partial(_look_up, self.constant(op.source.data))
             case pe.GatherOp():
                 return partial(_gather, self._weight(op.weight.string_value()))
             case pe.GemmOp():
@@ -258,6 +260,16 @@ def _known(values: Sequence[Any], *_predicate: NDArray) -> Sequence[Any]:
 
 def _gather(weight: Weight, tokens: NDArray) -> Sequence[NDArray]:
     return (weight.columns(tokens),)
+
+
+def _look_up(table: NDArray, indices: NDArray) -> Sequence[NDArray]:
+    rows = len(table)
+    if indices.size and not (-rows <= indices.min() and indices.max() < rows):
+        raise SpeqcError(
+            f"pe.lookup: an index from {indices.min()} to {indices.max()} is outside a table of "
+            f"{rows} rows"
+        )
+    return (table[indices],)
 
 
 def _full_gemm(dtype: np.dtype, x: NDArray, weight: Weight) -> Sequence[NDArray]:

@@ -4,12 +4,13 @@ Time depends on shapes, mode and cache length, and for a mixture of experts on h
 each expert, never on other values.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
 from typing import NamedTuple
 
+import numpy as np
 from xdsl.dialects.builtin import IntegerAttr, ModuleOp, TensorType
 from xdsl.dialects.func import FuncOp, ReturnOp
 from xdsl.ir import Attribute, Operation, SSAValue
@@ -17,7 +18,14 @@ from xdsl.ir import Attribute, Operation, SSAValue
 from speqc.dialects import pe
 from speqc.dialects.speq import CacheOp, View, WeightOp
 from speqc.runtime import costs
-from speqc.runtime.activations import ROW_BYTES, dram_bytes, elements, row_bytes, shares_buffer
+from speqc.runtime.activations import (
+    OFFSET,
+    ROW_BYTES,
+    dram_bytes,
+    elements,
+    row_bytes,
+    shares_buffer,
+)
 from speqc.runtime.calls import Call
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.ir_values import numpy_dtype
@@ -29,6 +37,7 @@ from speqc.runtime.timing import (
     Load,
     Op,
     Skip,
+    StepTable,
     StepTiming,
     Store,
     SwitchMode,
@@ -44,6 +53,9 @@ SOFTMAX_LANE_OPS = 8
 BIAS_LANE_OPS, DIVISOR_LANE_OPS = 2, 1
 """Vector operations more on each score: product and sum of a position bias; what a division takes
 more than a product."""
+
+LARGEST_PART = 3
+"""The most ops of the resource model that an operation on a cache becomes."""
 
 LANE_OPS = {"rms_norm": 4, "rotary": 4}
 """Vector operations on each element of the kernels that are not ONNX's: multiply, add, scale twice;
@@ -67,11 +79,22 @@ class StepCost(NamedTuple):
     dram_bytes: int
 
 
+class CallCost(NamedTuple):
+    """What one pass costs in all."""
+
+    cycles: int
+    dram_bytes: int
+
+
 class ProgramTimer:
     """Times the step functions of a program on its target (`retarget` moves it to another)."""
 
-    def __init__(self, program: ModuleOp):
-        """Read the program; raises SpeqcError where it names no target."""
+    def __init__(self, program: ModuleOp, longest_past: int | None = None):
+        """Read the program; raises SpeqcError where it names no target.
+
+        Passes behind more than `longest_past` cached positions are timed as if it were so many.
+        """
+        self._longest_past = longest_past
         self.target = module_target(program)
         self._weights = {w.sym_name.data: w for w in program.ops if isinstance(w, WeightOp)}
         self._caches = {c.sym_name.data: c for c in program.ops if isinstance(c, CacheOp)}
@@ -79,6 +102,8 @@ class ProgramTimer:
         self._steps: dict[Call, StepCost] = {}
         self._routers = {name: routers(step) for name, step in self._functions.items()}
         self._builders: dict[tuple[str, int, bool], _StepBuilder] = {}
+        self._costs: dict[Call, CallCost] = {}
+        self._totals: dict[tuple[str, int, bool], _StepTotals] = {}
 
     def routers(self, function: str) -> list[Router]:
         """The routers of a step function's mixtures of experts."""
@@ -89,10 +114,29 @@ class ProgramTimer:
 
         `chosen` rows go to each expert, by default as many as `routing.Router.expected` says.
         """
-        call = Call(function, rows, past, chosen)
+        call = Call(function, rows, self._cached(past), chosen)
         if call not in self._steps:
             self._steps[call] = self.time(*call)
         return self._steps[call]
+
+    def cost(self, function: str, rows: int, past: int, chosen: Chosen = ()) -> CallCost:
+        """What `step` says of the whole pass, fast for many lengths of the caches."""
+        call = Call(function, rows, self._cached(past), chosen)
+        if call not in self._costs:
+            self._costs[call] = self._cost(call)
+        return self._costs[call]
+
+    def _cost(self, call: Call) -> CallCost:
+        if call in self._steps or call.chosen:
+            step = self._steps.get(call) or self.time(*call)
+            return CallCost(step.timing.cycles, step.dram_bytes)
+        key = call.function, call.rows, call.past > 0
+        if key not in self._totals:
+            # A builder of its own: this one puts other lengths only where they cost something.
+            expected = expected_rows(self._routers.get(call.function, ()), call.rows)
+            builder = self._build(call.function, call.rows, call.past, expected)
+            self._totals[key] = _StepTotals(builder, self.target)
+        return self._totals[key].at(call.past)
 
     def time(self, function: str, rows: int, past: int, chosen: Chosen = ()) -> StepCost:
         """Time one pass anew, whether or not it is known from before."""
@@ -102,18 +146,22 @@ class ProgramTimer:
 
     def ops(self, function: str, rows: int, past: int, chosen: Chosen = ()) -> list["TimedOp"]:
         """The resource model's ops for one pass, each with its DRAM traffic and its origin."""
-        if function not in self._functions:
-            raise SpeqcError(f"the program has no step function @{function}")
+        past = self._cached(past)
         if chosen:
             return self._build(function, rows, past, chosen).with_past(past)
         # Steps that differ in the cache's length alone share all ops but those that read it.
         key = function, rows, past > 0
         if key not in self._builders:
-            expected = expected_rows(self._routers[function], rows)
+            expected = expected_rows(self._routers.get(function, ()), rows)
             self._builders[key] = self._build(function, rows, past, expected)
         return self._builders[key].with_past(past)
 
+    def _cached(self, past: int) -> int:
+        return past if self._longest_past is None else min(past, self._longest_past)
+
     def _build(self, function: str, rows: int, past: int, chosen: Chosen) -> "_StepBuilder":
+        if function not in self._functions:
+            raise SpeqcError(f"the program has no step function @{function}")
         step = self._functions[function]
         known = predicates(step)
         if len(known) != len(chosen):
@@ -130,8 +178,8 @@ class ProgramTimer:
         """Cost of passes one after another."""
         cycles = dram = 0
         for call in calls:
-            cost = self.step(*call)
-            cycles += cost.timing.cycles
+            cost = self.cost(*call)
+            cycles += cost.cycles
             dram += cost.dram_bytes
         energy = costs.dram_energy_joules(dram, self.target)
         return Simulated(cycles, self.target.seconds(cycles), dram, energy)
@@ -178,6 +226,22 @@ class _StepBuilder:
                 self._translate(op)
         return list(self.ops)
 
+    def translated(self, op: Operation, place: int) -> Iterator[tuple[TimedOp, TimedOp]]:
+        """Translate an operation at its place anew: each op as it was, and as it is now."""
+        before = self.ops[place : place + LARGEST_PART]
+        self.place = place
+        self._translate(op)
+        yield from zip(before, self.ops[place : self.place], strict=False)
+
+    def signature(self, op: Operation) -> tuple:
+        """What, beside the cache's length, the costs of an operation on a cache depend on."""
+        assert isinstance(op, pe.LoadCacheOp | pe.AttentionOp)
+        cache = self.caches[op.cache.string_value()]
+        sizes = cache.heads, cache.key_dim, cache.value_dim, cache.element_type
+        own = {"cache", OFFSET}
+        stated = frozenset(item for item in op.properties.items() if item[0] not in own)
+        return op.name, sizes, tuple(op.operand_types), stated, self._inputs(op)[1:]
+
     def add(self, op: Operation) -> None:
         """Append what `op` does."""
         if isinstance(op, pe.LoadCacheOp | pe.AttentionOp):
@@ -197,6 +261,8 @@ class _StepBuilder:
                 self._load_cache(op)
             case pe.GatherOp():
                 self._gather(op)
+            case pe.LookupOp():
+                self._look_up(op)
             case pe.GemmOp():
                 self._gemm(op)
             case pe.VectorOp():
@@ -297,9 +363,19 @@ class _StepBuilder:
             size = costs.tied_embedding_bytes(k, self.rows, self.target, group_size=group_size)
         else:
             size = costs.embedding_bytes(k, self.rows, self.target)
-        _, _, write = self._inputs(op)
-        timed = Vector(0, (), self._cycles(size), self._cycles(write))
-        self._finish(op, timed, size + write)
+        self._read_rows(op, size)
+
+    def _look_up(self, op: pe.LookupOp) -> None:
+        assert isinstance(op.indices.type, TensorType)
+        count = elements(op.indices.type, self.rows)
+        row = row_bytes(op.type) // op.type.get_shape()[0]
+        self._read_rows(op, costs.rows_bytes(row, count, self.target))
+
+    def _read_rows(self, op: pe.GatherOp | pe.LookupOp, size: int) -> None:
+        """Rows that come from DRAM once their indices are known, `size` bytes in all."""
+        after, read, write = self._inputs(op)
+        timed = Vector(0, after, self._cycles(read) + self._cycles(size), self._cycles(write))
+        self._finish(op, timed, read + size + write)
 
     def _gemm(self, op: pe.GemmOp) -> None:
         if self._skips(op):
@@ -440,6 +516,34 @@ class _StepBuilder:
         )
         after, read, _ = self._inputs(op)
         self._append(Store(self._cycles(read) + self._cycles(size), after), read + size, op)
+
+
+class _StepTotals:
+    """A step whose caches change: cycles and bytes for any length, all lengths 0 or none.
+
+    Of operations that read caches alike, one is translated, and stands for the others.
+    """
+
+    def __init__(self, builder: _StepBuilder, target: Target):
+        self._builder = builder
+        self._table = StepTable([entry.op for entry in builder.ops], target)
+        self._bytes = sum(entry.dram_bytes for entry in builder.ops)
+        alike: dict[tuple, list[int]] = {}
+        first: dict[tuple, Operation] = {}
+        for place, op in builder.varying:
+            alike.setdefault(builder.signature(op), []).append(place)
+            first.setdefault(builder.signature(op), op)
+        self._groups = [(op, np.array(alike[key])) for key, op in first.items()]
+
+    def at(self, past: int) -> CallCost:
+        """The step's cost behind `past` positions."""
+        builder = self._builder
+        builder.past = past
+        for op, places in self._groups:
+            for k, (before, now) in enumerate(builder.translated(op, int(places[0]))):
+                self._table.replace(places + k, now.op)
+                self._bytes += len(places) * (now.dram_bytes - before.dram_bytes)
+        return CallCost(self._table.cycles(), self._bytes)
 
 
 def _item_bytes(element: Attribute) -> int:

@@ -15,8 +15,9 @@ refers to earlier ones by their place in the list. The rules:
   DRAM (``write_cycles``). A ``Store`` takes its own place in program order, and so does the
   ``Skip`` of a load that turns out not to be needed.
 
-``time_step`` needs O(B) work for a stream of any length. ``timing_reference`` walks block by block
-and gives the same numbers. Operands in the activation SRAM and partial sums cost nothing here.
+``time_step`` needs O(B) work for a stream of any length (``timing_kernel``). ``timing_reference``
+walks block by block and gives the same numbers. Operands in the activation SRAM and partial sums
+cost nothing here.
 """
 
 from collections import deque
@@ -24,6 +25,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from speqc.runtime import timing_kernel
 from speqc.runtime.target import Target
 
 Unit = Literal["array", "vector"]
@@ -125,29 +130,75 @@ class StepTiming:
 
 def time_step(ops: Sequence[Op], target: Target) -> StepTiming:
     """Time a step in closed form. Raises ValueError where ``check_step`` does."""
-    check_step(ops)
-    clock = _Clock(ops, target)
-    for index, op in enumerate(ops):
-        match op:
-            case Load():
-                clock.issue(index, op)
-            case Array():
-                clock.array(index, op)
-            case Vector():
-                clock.vector(index, op)
-            case Store():
-                clock.store(index, op.cycles, op.after)
-            case Skip():
-                clock.store(index, 0, op.after)
-            case SwitchMode():
-                clock.switch(index, op)
-    return StepTiming(
-        max((timing.ready for timing in clock.timings), default=0),
-        tuple(clock.timings),
-        clock.dram_busy,
-        clock.busy["array"],
-        clock.busy["vector"],
-    )
+    return StepTable(ops, target).timing()
+
+
+class StepTable:
+    """A step as the closed form reads it, to time it again with other costs."""
+
+    def __init__(self, ops: Sequence[Op], target: Target) -> None:
+        """Take the ops in; raises ValueError where ``check_step`` does."""
+        check_step(ops)
+        self._target = target
+        afters = [() if isinstance(op, SwitchMode) else op.after for op in ops]
+        self._table = np.array([_row(op, target) for op in ops], np.int64)
+        self._table.shape = len(ops), timing_kernel.COLUMNS
+        self._after_start = np.cumsum([0, *map(len, afters)], dtype=np.int64)
+        self._after = np.array([place for after in afters for place in after], np.int64)
+
+    def replace(self, places: NDArray[np.int64], op: Op) -> None:
+        """Give the ops at some places, of the kind of ``op``, the costs of ``op``."""
+        row = np.array(_row(op, self._target), np.int64)
+        self._table[places, timing_kernel.BLOCKS :] = row[timing_kernel.BLOCKS :]
+
+    def cycles(self) -> int:
+        """How long the step takes."""
+        return self._run()[0]
+
+    def timing(self) -> StepTiming:
+        """The whole timing."""
+        cycles, timings, busy = self._run()
+        ops = tuple(
+            OpTiming(start, end, ready, BOUNDS[bound])
+            for start, end, ready, bound in timings.tolist()
+        )
+        return StepTiming(cycles, ops, *busy.tolist())
+
+    def _run(self) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
+        timings, busy = np.zeros((len(self._table), 4), np.int64), np.zeros(3, np.int64)
+        cycles = timing_kernel.run_step(
+            self._table,
+            self._after_start,
+            self._after,
+            self._target.dram_latency_cycles,
+            self._target.weight_sram_banks,
+            timings,
+            busy,
+        )
+        return int(cycles), timings, busy
+
+
+BOUNDS: tuple[Bound, ...] = "dram", "array", "vector"
+"""By their numbers in ``timing_kernel``."""
+
+
+def _row(op: Op, target: Target) -> tuple[int, ...]:
+    """An op as a row of the kernel's table."""
+    match op:
+        case Load(blocks, cycles, last):
+            return timing_kernel.ISSUE, -1, blocks, cycles, last, 0, 0, 0, 0, 0, 0
+        case Store() | Skip():
+            cycles = op.cycles if isinstance(op, Store) else 0
+            return timing_kernel.STORE, -1, 0, 0, 0, 0, 0, 0, 0, 0, cycles
+        case SwitchMode(cycles):
+            return timing_kernel.ON_ARRAY, -1, 0, 0, 0, 0, cycles, 0, 0, 0, 0
+        case Vector():
+            drain, moved = target.vector_latency_cycles, (op.read_cycles, op.write_cycles)
+            return timing_kernel.ON_VECTOR, -1, 0, 0, 0, 0, op.cycles, 0, drain, *moved
+    kind = timing_kernel.ON_ARRAY if op.unit == "array" else timing_kernel.ON_VECTOR
+    load = -1 if op.load is None else op.load
+    work = op.block_cycles, op.last_block_cycles, op.lead, op.drain
+    return kind, load, 0, 0, 0, *work, op.read_cycles, op.write_cycles
 
 
 def check_step(ops: Sequence[Op]) -> None:
@@ -193,220 +244,3 @@ def _check_after(ops: Sequence[Op], index: int, after: tuple[int, ...]) -> None:
     for earlier in after:
         if not 0 <= earlier < index or isinstance(ops[earlier], Load | Store | Skip):
             raise ValueError(f"op {index}: {earlier} is no earlier op that computes")
-
-
-class _Clock:
-    """Where each unit stands while the ops are placed one after another."""
-
-    def __init__(self, ops: Sequence[Op], target: Target) -> None:
-        self.ops = ops
-        self.latency = target.dram_latency_cycles
-        self.vector_latency = target.vector_latency_cycles
-        self.free: dict[Unit, int] = {"array": 0, "vector": 0}
-        self.busy: dict[Unit, int] = {"array": 0, "vector": 0}
-        self.dram_free = 0
-        self.dram_busy = 0
-        self.last_start = 0
-        self.issued: dict[int, int] = {}
-        self.releases = deque([0] * target.weight_sram_banks, target.weight_sram_banks)
-        self.timings = [OpTiming(0, 0, 0, "dram")] * len(ops)
-
-    def array(self, index: int, op: Array) -> None:
-        ready = self._read(op.after, op.read_cycles)
-        transferred = op.read_cycles + op.write_cycles
-        worked = op.lead + op.last_block_cycles
-        if op.load is None:
-            start = max(self.free[op.unit], ready)
-            end = start + worked
-        else:
-            load = self.ops[op.load]
-            assert isinstance(load, Load)
-            start, end = self._stream(load, op, ready)
-            worked += (load.blocks - 1) * op.block_cycles
-            cycles = (load.blocks - 1) * load.block_cycles + load.last_block_cycles
-            transferred += cycles
-            self.dram_busy += cycles
-        self._finish(index, op.unit, start, end, worked, transferred, op.drain, op.write_cycles)
-
-    def vector(self, index: int, op: Vector) -> None:
-        start = max(self.free["vector"], self._read(op.after, op.read_cycles))
-        end = start + op.cycles
-        transferred = op.read_cycles + op.write_cycles
-        latency = self.vector_latency
-        self._finish(index, "vector", start, end, op.cycles, transferred, latency, op.write_cycles)
-
-    def switch(self, index: int, op: SwitchMode) -> None:
-        start = self.free["array"]
-        self._finish(index, "array", start, start + op.cycles, op.cycles, 0, 0, 0)
-
-    def issue(self, index: int, op: Load) -> None:
-        self.issued[index] = max(self.last_start, self._results(op.after))
-
-    def store(self, index: int, cycles: int, after: tuple[int, ...]) -> None:
-        start = max(self.dram_free, self._results(after))
-        self.dram_free = end = start + cycles
-        self.dram_busy += cycles
-        self.timings[index] = OpTiming(start, end, end, "dram")
-
-    def _results(self, after: tuple[int, ...]) -> int:
-        return max([self.timings[index].ready for index in after], default=0)
-
-    def _read(self, after: tuple[int, ...], cycles: int) -> int:
-        """Return when the results an op needs are on chip, fetched from DRAM if that costs."""
-        ready = self._results(after)
-        if not cycles:
-            return ready
-        self.dram_free = max(self.dram_free, ready) + cycles
-        self.dram_busy += cycles
-        return self.dram_free + self.latency
-
-    def _finish(
-        self,
-        index: int,
-        unit: Unit,
-        start: int,
-        end: int,
-        worked: int,
-        transferred: int,
-        drain: int,
-        write_cycles: int,
-    ) -> None:
-        self.free[unit] = end
-        self.busy[unit] += worked
-        self.last_start = start
-        ready = end + drain
-        if write_cycles:
-            ready = self.dram_free = max(self.dram_free, ready) + write_cycles
-            self.dram_busy += write_cycles
-        bound = "dram" if transferred > worked else unit
-        self.timings[index] = OpTiming(start, end, ready, bound)
-
-    def _stream(self, load: Load, op: Array, ready: int) -> tuple[int, int]:
-        """Place a load and its consumer; return when the consumer starts and ends on its unit."""
-        assert op.load is not None
-        stream = _Stream(
-            max(self.dram_free, self.issued[op.load]),
-            max(self.free[op.unit], ready),
-            self.releases,
-            self.latency,
-        )
-        first = load.block_cycles, op.block_cycles
-        last = load.last_block_cycles, op.last_block_cycles
-        if load.blocks == 1:
-            first = last
-        stream.blocks(1, first[0], op.lead + first[1])
-        transfer_start = stream.transferred - first[0]
-        start = stream.processed - op.lead - first[1]
-        if load.blocks > 1:
-            stream.uniform_blocks(load.blocks - 2, *first)
-            stream.blocks(1, *last)
-        self.dram_free = stream.transferred
-        self.timings[op.load] = OpTiming(
-            transfer_start, stream.transferred, stream.transferred + self.latency, "dram"
-        )
-        return start, stream.processed
-
-
-class _Stream:
-    """The recurrence of one stream over its blocks, one block or many rounds of B at a time.
-
-    With D = end of a block's transfer (``transferred``) and A = end of its processing
-    (``processed``), c and a cycles a block, and latency l::
-
-        D[i] = max(D[i-1], A[i-B]) + c
-        A[i] = max(A[i-1], D[i] + l) + a
-
-    ``releases`` holds A[i-B] .. A[i-1] of the ring, earlier streams' blocks included.
-    """
-
-    __slots__ = ("latency", "processed", "releases", "transferred")
-
-    def __init__(
-        self, transferred: int, processed: int, releases: deque[int], latency: int
-    ) -> None:
-        self.transferred = transferred
-        self.processed = processed
-        self.releases = releases
-        self.latency = latency
-
-    def blocks(self, count: int, c: int, a: int) -> None:
-        """Apply the recurrence ``count`` times."""
-        transferred, processed, latency = self.transferred, self.processed, self.latency
-        releases = self.releases
-        # Conditional expressions here and in ``rounds``: calls of max() double the time of a step.
-        for _ in range(count):
-            free = releases[0]
-            transferred = (free if free > transferred else transferred) + c
-            usable = transferred + latency
-            processed = (usable if usable > processed else processed) + a
-            releases.append(processed)
-        self.transferred, self.processed = transferred, processed
-
-    def uniform_blocks(self, count: int, c: int, a: int) -> None:
-        """Continue a stream that has placed one block by ``count`` equal ones, in O(B)."""
-        banks = len(self.releases)
-        head = min(count, banks - 1)
-        self.blocks(head, c, a)
-        rounds, rest = divmod(count - head, banks)
-        if rounds:
-            self.rounds(rounds, c, a)
-        self.blocks(rest, c, a)
-
-    def rounds(self, p: int, c: int, a: int) -> None:
-        """Continue by ``p`` >= 1 rounds of B equal blocks, once ``releases`` is all this stream's.
-
-        A value of a max-plus recurrence is the longest path to it. Number the known blocks 0..B-1;
-        wanted are A[r + pB] for each r < B, and D[B-1 + pB]. A path moves on by one block along D
-        (c cycles) or along A (a), crosses from D to A at one block (l + a), and crosses back from
-        A[i] to D[i + B] (c). A path that goes on by t blocks in q round trips of both crossings
-        therefore spends q W + (t - q B) m, with W = c + l + a and m = max(a, c). That is linear in
-        q: where W <= B m no round trip is best, else as many as fit, and the rest at m a block. A
-        full round costs max(W, B m) either way, and the longest path to A[r + pB] is one of
-
-        - A[s] back to D[s + B], p-1 full rounds, to A at the end: W + (p-1) rounds + (r - s) m for
-          s <= r; for s > r one round fewer and (B + r - s) m, which takes p > 1;
-        - D[B-1] to A with p-1 full rounds on the way: l + a + (p-1) rounds + (r + 1) m;
-        - A[B-1] along A alone.
-
-        The next transfer waits for A[pB] as well, so D[B-1 + pB] matters only where it is later.
-        Then it is reached along D, from D[B-1] or after one crossing back from a known A[s]. For
-        let the last crossing back be from A[k], k < pB. If a >= c, A[pB] is later along A. Else,
-        if k is known, that is the case above; if not, A[k] is reached from some D[j], and the path
-        on from D[j] along D is as late where W <= B c, and the path to A[pB] where W > B c; or
-        from A[B-1] along A, and crossing back from A[B-1] at once is as late.
-        Nothing here needs B > 1.
-        """
-        known = list(self.releases)
-        banks = len(known)
-        m = max(a, c)
-        round_trip = c + self.latency + a
-        full_round = max(round_trip, banks * m)
-        from_d = self.transferred + self.latency + a + (p - 1) * full_round + m
-        from_a = known[-1] + ((p - 1) * banks + 1) * a
-        same_round = round_trip + (p - 1) * full_round
-        next_round = same_round - full_round + banks * m
-        levelled = [end - s * m for s, end in enumerate(known)]
-        beyond = _maxima_beyond(levelled) if p > 1 else []
-        latest = from_d - same_round
-        for r in range(banks):
-            latest = levelled[r] if levelled[r] > latest else latest
-            end = latest + same_round + r * m
-            along_a = from_a + r * a
-            end = along_a if along_a > end else end
-            if r < len(beyond):
-                wrapped = beyond[r] + next_round + r * m
-                end = wrapped if wrapped > end else end
-            self.releases.append(end)
-        self.processed = self.releases[-1]
-        back = max(end - s * c for s, end in enumerate(known))
-        self.transferred = max(self.transferred, back) + p * banks * c
-
-
-def _maxima_beyond(values: list[int]) -> list[int]:
-    """Return for each place but the last the maximum of the values after it."""
-    maxima = values[1:]
-    for place in range(len(maxima) - 2, -1, -1):
-        following = maxima[place + 1]
-        if following > maxima[place]:
-            maxima[place] = following
-    return maxima

@@ -20,6 +20,7 @@ from speqc.dump_ir import print_module
 from speqc.program_reader import read_program
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.module_attributes import module_context, module_target
+from speqc.runtime.tensor_references import has_bytes
 from speqc.tensor_store import StoredTensor, file_digest, file_digests
 from speqc.weight_writer import write_weights
 
@@ -35,13 +36,26 @@ PROGRAM, WEIGHTS, TOKENIZER, MANIFEST = (
 
 @dataclass(frozen=True)
 class Artifact:
-    """A loaded artifact: the verified program, and where the other files lie."""
+    """A loaded artifact: the verified program, and where the other files lie.
+
+    `weights_file` is None where it was compiled without weights.
+    """
 
     path: Path
     manifest: Mapping[str, Any]
     program: ModuleOp
-    weights: Path
+    weights_file: Path | None
     tokenizer: Path | None
+
+    @property
+    def weights(self) -> Path:
+        """The file of the weights; raises SpeqcError where the artifact has none."""
+        if self.weights_file is None:
+            raise SpeqcError(
+                f"{self.path}: has no weights (compiled with --no-weights): there is nothing to "
+                "compute with; 'speqc simulate' times it"
+            )
+        return self.weights_file
 
     @property
     def context(self) -> int:
@@ -111,11 +125,14 @@ def write_artifact(
 ) -> None:
     """Write a `pe` program with its weights; the same input gives the same bytes.
 
-    `advance` as in `weight_writer.write_weights`. Leaves nothing behind where it raises.
+    A program whose tensors have no bytes gives an artifact without weights. `advance` as in
+    `weight_writer.write_weights`. Leaves nothing behind where it raises.
     """
     with _folder_in_the_making(path) as folder:
         (folder / PROGRAM).write_text(print_module(program), encoding="utf-8")
-        proved = write_weights(folder / WEIGHTS, program, tensors, advance)
+        proved = None
+        if has_bytes(program):
+            proved = write_weights(folder / WEIGHTS, program, tensors, advance)
         if origin.tokenizer is not None:
             shutil.copyfile(origin.tokenizer, folder / TOKENIZER)
         manifest = _manifest(program, origin, proved, folder)
@@ -123,7 +140,9 @@ def write_artifact(
         (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
-def _manifest(program: ModuleOp, origin: Origin, proved: int, folder: Path) -> dict[str, Any]:
+def _manifest(
+    program: ModuleOp, origin: Origin, proved: int | None, folder: Path
+) -> dict[str, Any]:
     written = sorted(folder.iterdir())
     digests = file_digests([*origin.files, *written])
     return {
@@ -137,7 +156,8 @@ def _manifest(program: ModuleOp, origin: Origin, proved: int, folder: Path) -> d
             "chat_template": origin.chat_template,
             "special_tokens": dict(origin.special_tokens or {}),
         },
-        "lossless": {"verified": True, "values": proved},
+        "weights": None if proved is None else WEIGHTS,
+        "lossless": {"verified": proved is not None, "values": proved or 0},
         "files": {
             file.name: {"bytes": file.stat().st_size, "digest": f"sha256:{digests[file]}"}
             for file in written
@@ -187,14 +207,21 @@ def load_artifact(path: Path) -> Artifact:
     """
     manifest = _read_manifest(path)
     files = manifest["files"]
+    large = [WEIGHTS] if WEIGHTS in files else []
     with ThreadPoolExecutor(1) as pool:
-        weights = pool.submit(_check_file, path, WEIGHTS, files[WEIGHTS])
-        for name in files.keys() - {WEIGHTS}:
+        weights = [pool.submit(_check_file, path, name, files[name]) for name in large]
+        for name in files.keys() - large:
             _check_file(path, name, files[name])
         program = read_program(path / PROGRAM)
-        weights.result()
+        for checked in weights:
+            checked.result()
+    if has_bytes(program) != bool(large):
+        raise SpeqcError(
+            f"{path}: {MANIFEST} and {PROGRAM} disagree on whether there are weights: compile the "
+            "model again"
+        )
     tokenizer = path / TOKENIZER if TOKENIZER in files else None
-    return Artifact(path, manifest, program, path / WEIGHTS, tokenizer)
+    return Artifact(path, manifest, program, path / WEIGHTS if large else None, tokenizer)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -224,8 +251,12 @@ def _is_complete(manifest: Mapping[str, Any]) -> bool:
                 "special_tokens": dict(names),
             },
         }:
+            # Artifacts of earlier builds do not name their weights, and have some.
+            weights = manifest.get("weights", WEIGHTS)
+            needed = {PROGRAM} if weights is None else {PROGRAM, WEIGHTS}
             return (
-                {PROGRAM, WEIGHTS} <= files.keys() <= {PROGRAM, WEIGHTS, TOKENIZER}
+                weights in (None, WEIGHTS)
+                and needed <= files.keys() <= {*needed, TOKENIZER}
                 and all(isinstance(item, int) for item in ids)
                 and all(isinstance(name, str) for name in names.values())
                 and all(_is_file_entry(entry) for entry in files.values())

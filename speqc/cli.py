@@ -4,6 +4,7 @@ Nothing heavy is imported before a command runs: `speqc --help` has to answer at
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,34 @@ def expect_existing(path: Path) -> None:
         raise SpeqcError(f"{path}: there is no such file or folder")
 
 
+def expect_source(name: str) -> None:
+    """Raise SpeqcError where a name is neither a path nor a shape, as early."""
+    from speqc.shape_files import is_shape, shipped_shapes
+
+    if not is_shape(name) and not Path(name).exists():
+        known = ", ".join(shipped_shapes())
+        raise SpeqcError(f"{name}: there is no such artifact, and no such shape (known: {known})")
+
+
 FILE = click.Path(path_type=Path)
+CODEBOOK = click.Choice(["sets", "paper", "naive"])
 TARGET_HELP = "Target by name (see 'speqc targets'), or the path of a .toml file."
 JSON_HELP = "Write the report as JSON to a file, or to standard output (-)."
+TRACE_HELP = "Write what each unit does when, for Perfetto (JSON)."
+TRACE_STEPS_HELP = "Passes that the trace shows block by block, from the prompt's last."
+
+
+def trace_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of a trace to a command that times a run."""
+    steps = click.option(
+        "--trace-steps",
+        type=click.IntRange(min=0),
+        default=16,
+        show_default=True,
+        help=TRACE_STEPS_HELP,
+    )
+    trace = click.option("--trace", "trace_to", metavar="FILE", help=TRACE_HELP)
+    return trace(steps(command))
 
 
 @click.group(cls=ReportingGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -54,7 +80,7 @@ def main() -> None:
 @click.option("--target", default=DEFAULT_TARGET, show_default=True, help=TARGET_HELP)
 @click.option(
     "--codebook",
-    type=click.Choice(["sets", "paper", "naive"]),
+    type=CODEBOOK,
     default="sets",
     show_default=True,
     help="How an exponent is split between draft and rest.",
@@ -73,6 +99,11 @@ def main() -> None:
 @click.option(
     "--allow-fp32-to-fp16", is_flag=True, help="Round FP32 weights that FP16 does not hold exactly."
 )
+@click.option(
+    "--no-weights",
+    is_flag=True,
+    help="Compile shapes alone, to simulate: weights are not read and may be missing.",
+)
 @click.option("--dump-ir", type=FILE, metavar="DIR", help="Write IR after each pass, and times.")
 @click.option(
     "--emit",
@@ -88,6 +119,7 @@ def compile_command(
     tokenizer: Path | None,
     context: int | None,
     allow_fp32_to_fp16: bool,
+    no_weights: bool,
     dump_ir: Path | None,
     emit: str | None,
 ) -> None:
@@ -101,7 +133,14 @@ def compile_command(
     from speqc.compile import CompileOptions, compile_model, emit_level
 
     options = CompileOptions(
-        machine, codebook, group_size, context, allow_fp32_to_fp16, tokenizer, dump_ir
+        machine,
+        codebook,
+        group_size,
+        context,
+        allow_fp32_to_fp16,
+        tokenizer,
+        dump_ir,
+        weights=not no_weights,
     )
     if emit is not None:
         click.echo(emit_level(model, options, emit), nl=False)
@@ -161,6 +200,7 @@ def compile_command(
 )
 @click.option("--verbose", is_flag=True, help="With --compare, list all values.")
 @click.option("--json", "json_to", metavar="FILE|-", help=JSON_HELP)
+@trace_options
 @click.pass_context
 def run_command(
     context: click.Context,
@@ -182,6 +222,8 @@ def run_command(
     compare: Path | None,
     verbose: bool,
     json_to: str | None,
+    trace_to: str | None,
+    trace_steps: int,
 ) -> None:
     """Continue a prompt with ARTIFACT on the simulated machine."""
     if (prompt is None) == (token_ids is None):
@@ -203,6 +245,7 @@ def run_command(
     from speqc.run import Prompt, run
     from speqc.runtime.decode import DecodeOptions
     from speqc.runtime.sampling import SamplingOptions
+    from speqc.trace import TraceOptions
 
     options = DecodeOptions(
         new_tokens,
@@ -212,7 +255,9 @@ def run_command(
         prompt_chunk,
     )
     wanted = Prompt(prompt, token_ids, chat)
-    run(artifact, wanted, mode, options, stop=not no_stop, check=check, json_to=json_to)
+    trace = None if trace_to is None else TraceOptions(trace_to, trace_steps)
+    stop = not no_stop
+    run(artifact, wanted, mode, options, stop=stop, check=check, json_to=json_to, trace=trace)
 
 
 COMPARE_TAKES = frozenset(
@@ -229,7 +274,7 @@ def _refuse_decoding_options(context: click.Context) -> None:
 
 
 @main.command("simulate")
-@click.argument("artifact", type=FILE)
+@click.argument("source", metavar="ARTIFACT|SHAPE")
 @click.option("--prompt-length", type=click.IntRange(min=1), help="Tokens of the prompt.")
 @click.option("--new-tokens", type=click.IntRange(min=1), help="Tokens decoded after it.")
 @click.option(
@@ -239,22 +284,34 @@ def _refuse_decoding_options(context: click.Context) -> None:
 )
 @click.option("--replay", type=FILE, metavar="RUN.json", help="Time the rounds of a recorded run.")
 @click.option("--draft-length", type=click.IntRange(min=1), help="With --acceptance.")
+@click.option(
+    "--fixed-context", is_flag=True, help="Keep the cache at the prompt's length while decoding."
+)
 @click.option("--target", help=f"Instead of the artifact's own. {TARGET_HELP}")
+@click.option("--codebook", type=CODEBOOK, help="Of a shape; default: sets.")
+@click.option("--group-size", type=click.IntRange(min=1), help="Of a shape, as for 'compile'.")
 @click.option("--json", "json_to", metavar="FILE|-", help=JSON_HELP)
+@trace_options
 def simulate_command(
-    artifact: Path,
+    source: str,
     prompt_length: int | None,
     new_tokens: int | None,
     acceptance: float | None,
     replay: Path | None,
     draft_length: int | None,
+    fixed_context: bool,
     target: str | None,
+    codebook: str | None,
+    group_size: int | None,
     json_to: str | None,
+    trace_to: str | None,
+    trace_steps: int,
 ) -> None:
-    """Time decoding with ARTIFACT without computing a value.
+    """Time decoding with an artifact, or a model's SHAPE, without computing a value.
 
-    With --acceptance, the expected time of speculative decoding; with --replay, the time of a
-    recorded run; else the time of plain decoding.
+    A SHAPE is a name such as llama-2-7b or the path of a .toml file; it is compiled first. With
+    --acceptance, the expected time of speculative decoding; with --replay, the time of a recorded
+    run; else the time of plain decoding.
     """
     if replay is None and (prompt_length is None or new_tokens is None):
         raise click.UsageError("give --prompt-length and --new-tokens, or a run to --replay")
@@ -262,19 +319,52 @@ def simulate_command(
         raise click.UsageError("--acceptance and --replay exclude each other")
     if draft_length is not None and acceptance is None:
         raise click.UsageError("--draft-length needs --acceptance")
-    expect_existing(artifact)
-    from speqc.simulate import simulate
+    expect_source(source)
+    from speqc.simulate import Source, simulate
+    from speqc.trace import TraceOptions
 
     simulate(
-        artifact,
+        Source(source, target, codebook, group_size),
         prompt_length,
         new_tokens,
         acceptance=acceptance,
         replay=replay,
         draft_length=draft_length,
-        target=target,
         json_to=json_to,
+        fixed_context=fixed_context,
+        trace=None if trace_to is None else TraceOptions(trace_to, trace_steps),
     )
+
+
+@main.command("report")
+@click.argument("artifact", type=FILE)
+@click.option("-o", "--output", type=FILE, help="The page; default: ARTIFACT.html here.")
+@click.option(
+    "--run", "recorded", type=FILE, metavar="RUN.json", help="Show the rounds of a recorded run."
+)
+@click.option(
+    "--prompt-length",
+    type=click.IntRange(min=1),
+    help="Cached positions of the steps shown; default: the run's prompt, else 128.",
+)
+@click.option(
+    "--ir", type=FILE, metavar="DIR", help="Show the IR after each pass: a folder of --dump-ir."
+)
+def report_command(
+    artifact: Path,
+    output: Path | None,
+    recorded: Path | None,
+    prompt_length: int | None,
+    ir: Path | None,
+) -> None:
+    """Show ARTIFACT on one HTML page: passes, timeline, roofline, acceptance, weights."""
+    for path in (artifact, recorded, ir):
+        if path is not None:
+            expect_existing(path)
+    from speqc.html_report import ReportOptions, write_report
+
+    out = output or Path(artifact.resolve().with_suffix(".html").name)
+    write_report(artifact, out, ReportOptions(recorded, prompt_length, ir))
 
 
 @main.command("inspect")

@@ -23,6 +23,7 @@ from speqc.runtime.errors import SpeqcError
 from speqc.runtime.module_attributes import CONTEXT_NAME, TARGET_NAME, target_attribute
 from speqc.runtime.routing import Router, routers
 from speqc.runtime.target import Target
+from speqc.runtime.tensor_references import has_bytes
 from speqc.text import load_tokenizer
 from speqc.weight_writer import count_blocks, split_values
 
@@ -33,9 +34,24 @@ DEFAULT_GROUP_SIZES: Mapping[str, int] = {"sets": 64, "paper": 128, "naive": 128
 """For each code book the number of weights along K that share a scale."""
 
 
+VERIFY = "verify-"
+"""What names of legality checks begin with; the structure of the IR is checked before each."""
+
+PROVED = "each decoded again and compared: every bit is there"
+
+NO_WEIGHTS = (
+    "without weights: only shapes are known, every weight of a product is taken to fit the code "
+    "book, and the artifact can be simulated but not run"
+)
+
+
 @dataclass(frozen=True)
 class CompileOptions:
-    """What a user can choose. None: the model's own context, the code book's own group size."""
+    """What a user can choose. None: the model's own context, the code book's own group size.
+
+    With `weights` off, shapes alone are compiled: the weights' bytes are not read, and may be
+    missing.
+    """
 
     target: Target
     codebook: str = "sets"
@@ -44,6 +60,7 @@ class CompileOptions:
     allow_fp32_to_fp16: bool = False
     tokenizer: Path | None = None
     dump_ir: Path | None = None
+    weights: bool = True
 
     def __post_init__(self):
         if self.group_size is not None and self.group_size < 1:
@@ -70,6 +87,7 @@ class Summary:
     context: int
     seconds: float
     routers: Sequence[Router] = ()
+    has_weights: bool = True
 
     def lines(self) -> list[str]:
         """The report, a line for each fact."""
@@ -77,7 +95,7 @@ class Summary:
         lines = [
             f"{self.operations} operations in two steps, context {self.context}",
             f"{len(split)} of {len(self.weights)} weights split ({split_values(split):,} values), "
-            "each decoded again and compared: every bit is there",
+            + (PROVED if self.has_weights else "by their shapes alone"),
         ]
         reasons = Counter(op.kept.data for op in self.weights if op.kept is not None)
         lines += [f"{count} kept as FP16: {reason}" for reason, count in reasons.items()]
@@ -92,32 +110,39 @@ def lower(model: Path, options: CompileOptions, folder: ModelFolder, level: str)
     Raises SpeqcError where the file can't be used or a pass can't continue.
     """
     start = time.perf_counter()
-    imported = import_model(model, options.allow_fp32_to_fp16)
+    imported = import_model(model, options.allow_fp32_to_fp16, weights=options.weights)
     module = imported.module
     module.attributes[TARGET_NAME] = target_attribute(options.target)
     context_length = options.context or folder.context or DEFAULT_CONTEXT
     module.attributes[CONTEXT_NAME] = IntegerAttr(context_length, i64)
     dump = IrDump(options.dump_ir) if options.dump_ir is not None else None
     try:
-        _finish(module, "import", start, dump)
-        context = new_context()
+        _finish("import", module, start, dump)
+        context, before = new_context(), "import"
         for step in passes_to(level, options.passes()):
-            start = time.perf_counter()
+            # Each stage ends with such a pass; after all passes it would take half of the time.
+            if step.name.startswith(VERIFY):
+                _check_structure(module, before)
+            start, before = time.perf_counter(), step.name
             step.apply(context, module)
-            _finish(module, step.name, start, dump)
+            _finish(step.name, module, start, dump)
     except SpeqcError as error:
         raise SpeqcError(f"{model}: {error}") from error
     return imported
 
 
-def _finish(module: ModuleOp, name: str, start: float, dump: IrDump | None) -> None:
+def _check_structure(module: ModuleOp, name: str) -> None:
     try:
         module.verify()
     except VerifyException as error:
         reason = str(error).splitlines()[0]
         raise SpeqcError(f"what {name} makes of it is not legal: {reason}") from error
+
+
+def _finish(name: str, module: ModuleOp, start: float, dump: IrDump | None) -> None:
     if dump is not None:
         dump.after(name, module, time.perf_counter() - start)
+        _check_structure(module, name)
 
 
 def emit_level(model: Path, options: CompileOptions, level: str) -> str:
@@ -144,6 +169,8 @@ def compile_model(model: Path, out: Path, options: CompileOptions) -> Summary:
     lowered = lower(model, options, folder, LEVELS[-1])
     for text in lowered.notes:
         note(text)
+    if not options.weights:
+        note(NO_WEIGHTS)
     program = lowered.module
     with progress("encoding weights", count_blocks(program)) as advance:
         write_artifact(out, program, lowered.tensors, _origin(lowered, options, folder), advance)
@@ -173,4 +200,4 @@ def _summary(program: ModuleOp, seconds: float) -> Summary:
     count = sum(len(op.body.block.ops) for op in functions)
     full = (op for op in functions if op.sym_name.data == FULL)
     routing = [router for op in full for router in routers(op)]
-    return Summary(count, weights, context.value.data, seconds, routing)
+    return Summary(count, weights, context.value.data, seconds, routing, has_bytes(program))

@@ -16,6 +16,10 @@ def print_module(module: ModuleOp) -> str:
     return stream.getvalue().replace(" loc(unknown)", "") + "\n"
 
 
+TIMINGS = "timings.json"
+"""File of a dump that lists all passes."""
+
+
 class IrDump:
     """Writes `NN-pass-name.mlir` for each pass that changed something, and `timings.json`."""
 
@@ -36,4 +40,4 @@ class IrDump:
         self._number += 1
         self._timings.append({"pass": name, "seconds": round(seconds, 6), "changed": changed})
         timings = json.dumps(self._timings, indent=2)
-        (self._folder / "timings.json").write_text(timings + "\n", encoding="utf-8")
+        (self._folder / TIMINGS).write_text(timings + "\n", encoding="utf-8")

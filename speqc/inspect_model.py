@@ -11,12 +11,13 @@ import numpy as np
 from xdsl.dialects.builtin import ModuleOp, TensorType
 from xdsl.dialects.func import FuncOp
 
-from speqc.artifact import Artifact, load_artifact
+from speqc.artifact import WEIGHTS, Artifact, load_artifact
 from speqc.diagnostics import progress
 from speqc.dialects.onnx import ConstantOp, InitializerOp
-from speqc.dialects.pe import LoadConstantOp, StreamType
-from speqc.dialects.speq import WeightOp
+from speqc.dialects.pe import LookupOp, StreamType
+from speqc.dialects.speq import FULL, WeightOp
 from speqc.dump_ir import print_module
+from speqc.expert_report import routers_text
 from speqc.onnx_import import import_model
 from speqc.report import (
     Fields,
@@ -26,6 +27,8 @@ from speqc.report import (
 )
 from speqc.runtime.codebook import CODEBOOKS, fit, load_codebook
 from speqc.runtime.errors import SpeqcError
+from speqc.runtime.routing import Router, routers
+from speqc.runtime.tensor_references import constants as program_constants
 from speqc.runtime.weights import WeightFile
 from speqc.tables import print_table
 from speqc.weight_facts import WeightFacts, weight_facts
@@ -73,7 +76,8 @@ def inspect(path: Path, *, program: bool, json_to: str | None) -> None:
 
 def artifact_fields(artifact: Artifact) -> Fields:
     """The report on an artifact."""
-    file = WeightFile(artifact.weights)
+    path = artifact.weights_file
+    file = None if path is None else WeightFile(path)
     weights = [op for op in artifact.program.ops if isinstance(op, WeightOp)]
     facts: list[WeightFacts] = []
     with progress("decoding weights", len(weights)) as advance:
@@ -93,6 +97,12 @@ def artifact_fields(artifact: Artifact) -> Fields:
             for op in artifact.program.ops
             if isinstance(op, FuncOp)
         },
+        "experts": [
+            router._asdict()
+            for op in artifact.program.ops
+            if isinstance(op, FuncOp) and op.sym_name.data == FULL
+            for router in routers(op)
+        ],
         "constants": _constants(artifact.program),
         "weights": [asdict(fact) for fact in facts],
     }
@@ -104,10 +114,11 @@ def _kinds(operations: Iterable) -> list[tuple[str, int]]:
 
 def _constants(program: ModuleOp) -> Fields:
     sizes: dict[str, int] = {}
-    for op in program.walk():
-        if isinstance(op, LoadConstantOp) and isinstance(op.stream.type, StreamType):
-            assert isinstance(op.stream.type.content, TensorType)
-            sizes[op.source.data] = prod(op.stream.type.content.get_shape())
+    for op in program_constants(program):
+        type = op.type if isinstance(op, LookupOp) else op.stream.type
+        content = type.content if isinstance(type, StreamType) else type
+        assert isinstance(content, TensorType)
+        sizes[op.source.data] = prod(content.get_shape())
     return {"tensors": len(sizes), "values": sum(sizes.values())}
 
 
@@ -175,6 +186,8 @@ def _print_artifact(fields: Fields) -> None:
     click.echo(f"for {fields['target']['name']}, context {fields['context']}")
     for name, size in fields["files"].items():
         click.echo(f"{name}: {show_bytes(size)}")
+    if WEIGHTS not in fields["files"]:
+        click.echo("no weights: compiled with --no-weights, to simulate but not to run")
     click.echo()
     _print_operations(fields)
     columns = (
@@ -192,6 +205,9 @@ def _print_artifact(fields: Fields) -> None:
     for fact in fields["weights"]:
         if fact["kept"]:
             click.echo(f"{fact['name']} is kept as FP16: {fact['kept']}")
+    if fields["experts"]:
+        routing = [Router(**entry) for entry in fields["experts"]]
+        click.echo(f"mixture of experts: {routers_text(routing)}")
     constants = fields["constants"]
     click.echo(
         f"{constants['tensors']} constants ({constants['values']:,} values) stand as they are"
@@ -211,7 +227,7 @@ def _weight_row(fact: Mapping) -> tuple[str, ...]:
         str(fact["group_size"] or ""),
         "" if fact["shift"] is None else str(fact["shift"]),
         "" if snr is None else f"{snr:.2f} dB",
-        "yes" if fact["exact"] else "NO",
+        {True: "yes", False: "NO", None: ""}[fact["exact"]],
     )
 
 

@@ -35,6 +35,12 @@ def check_decoder(model: ir.Model) -> None:
                 f"input '{value.name}' of shape {value.shape} is no cache (its data "
                 "reach no output); only tokens, positions, integer masks and caches can be fed"
             )
+    for node in graph:
+        if node.op_type == "TensorScatter" and node.inputs[0] in caches:
+            raise SpeqcError(
+                f"node '{node.name}' (TensorScatter) writes into cache '{node.inputs[0].name}' of "
+                "fixed length; export the model with caches that grow (mobius: no --static-cache)"
+            )
     kinds = [pair.kind for pair in pairs]
     if kinds.count("key") != kinds.count("value"):
         raise SpeqcError(

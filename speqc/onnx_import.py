@@ -63,25 +63,28 @@ class Imported:
     notes: list[str]
 
 
-def import_model(path: str | Path, allow_fp32_to_fp16: bool = False) -> Imported:
+def import_model(
+    path: str | Path, allow_fp32_to_fp16: bool = False, *, weights: bool = True
+) -> Imported:
     """Read, simplify and translate the model at `path`.
 
     FP32 matrices whose values FP16 holds exactly become FP16 with a `Cast` behind them; other
-    weights are an error unless `allow_fp32_to_fp16` rounds them. Raises SpeqcError, naming the
-    file, for a model that can't be used.
+    weights are an error unless `allow_fp32_to_fp16` rounds them. With `weights` off, tensors that
+    IR holds by reference are not read and may be missing; what would depend on their values is
+    assumed (see the notes). Raises SpeqcError, naming the file, for a model that can't be used.
     """
-    model = open_model(path)
+    model = open_model(path, weights=weights)
     try:
         simplify(model)
         check_types(model)
         check_nodes(model)
         drop_other_outputs(model)
-        weights = choose_types(model, allow_fp32_to_fp16)
-        store = TensorStore(source_files(model))
-        module = _Importer(model, store, weights.demoted).module()
+        types = choose_types(model, allow_fp32_to_fp16, without_weights=not weights)
+        store = TensorStore(source_files(model), scanned=weights)
+        module = _Importer(model, store, types.demoted).module()
     except SpeqcError as error:
         raise SpeqcError(f"{path}: {error}") from error
-    return Imported(module, store, [*weights.notes, *notes_on_conversions(model.graph)])
+    return Imported(module, store, [*types.notes, *notes_on_conversions(model.graph)])
 
 
 class _Importer:

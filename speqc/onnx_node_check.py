@@ -13,6 +13,7 @@ import onnx.shape_inference
 import onnx_ir as ir
 from onnx import helper, numpy_helper
 
+from speqc.onnx_missing import MissingTensor
 from speqc.onnx_quiet import first_cause
 from speqc.onnx_symbols import PAST, SEQUENCE, Dim
 from speqc.runtime.errors import SpeqcError
@@ -82,6 +83,6 @@ def _size(dim: Dim) -> int | str | None:
 
 def _data(value: ir.Value) -> onnx.TensorProto | None:
     tensor = value.const_value
-    if tensor is None or tensor.size > LARGEST_OPERAND:
+    if tensor is None or tensor.size > LARGEST_OPERAND or isinstance(tensor, MissingTensor):
         return None
     return numpy_helper.from_array(tensor.numpy(), value.name)

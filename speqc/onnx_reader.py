@@ -29,6 +29,7 @@ from speqc.onnx_conversions import convert_weights
 from speqc.onnx_decoder import check_decoder
 from speqc.onnx_functions import inline_functions
 from speqc.onnx_mapping import load_model, mapped_tensor
+from speqc.onnx_missing import forget_weights, may_be_missing, missing_tensor
 from speqc.onnx_quiet import first_cause, quiet
 from speqc.runtime.errors import SpeqcError
 
@@ -41,11 +42,14 @@ LONGEST_NAME = 250
 LFS_POINTER = b"version https://git-lfs"
 
 
-def open_model(path: str | Path, supported: Collection[str] | None = None) -> ir.Model:
+def open_model(
+    path: str | Path, supported: Collection[str] | None = None, *, weights: bool = True
+) -> ir.Model:
     """The model at `path`, its functions inlined, checked to be a decoder that we can compile.
 
     `supported` names the operators of the default domain that may occur, by default those that the
-    machine or a pass knows. Raises SpeqcError, naming the file and the node or tensor.
+    machine or a pass knows. With `weights` off, files of external data may be missing, and the
+    weights of products are never read. Raises SpeqcError, naming the file and the node or tensor.
     """
     path = Path(path)
     try:
@@ -54,8 +58,8 @@ def open_model(path: str | Path, supported: Collection[str] | None = None) -> ir
         _check_names(model.graph)
         check_inputs(model.graph)
         check_opset(model)
-        files = _map_external_data(model, path.parent)
-        model.meta[FILES_KEY] = (path, *files)
+        files = _map_external_data(model, path.parent, weights=weights)
+        model.meta[FILES_KEY] = (path, *files) if weights else (path,)
         common.RemoveInitializersFromInputsPass()(model)
         inline_functions(model)
         check_operators(model.graph, supported)
@@ -64,13 +68,18 @@ def open_model(path: str | Path, supported: Collection[str] | None = None) -> ir
         convert_weights(model.graph)
         check_weights(model.graph)
         check_decoder(model)
+        if not weights:
+            forget_weights(model)
     except SpeqcError as error:
         raise SpeqcError(f"{path}: {error}") from error
     return model
 
 
 def source_files(model: ir.Model) -> tuple[Path, ...]:
-    """The files of a model that `open_model` opened: the `.onnx` file and its external data."""
+    """The files of a model that `open_model` opened: the `.onnx` file and its external data.
+
+    The `.onnx` file alone where it was opened without its weights.
+    """
     return model.meta.get(FILES_KEY, ())
 
 
@@ -142,8 +151,11 @@ def _node_of_cycle(graph: ir.Graph) -> str | None:
     return node.name
 
 
-def _map_external_data(model: ir.Model, folder: Path) -> list[Path]:
-    """Check external tensors and let them be mapped on every read; returns their files."""
+def _map_external_data(model: ir.Model, folder: Path, *, weights: bool) -> list[Path]:
+    """Check external tensors and let them be mapped on every read; returns their files.
+
+    With `weights` off, a missing file is an error for small tensors alone.
+    """
     set_base_dir(model.graph, folder)
     files: dict[str, Path] = {}
     for value in model.graph.initializers.values():
@@ -152,6 +164,9 @@ def _map_external_data(model: ir.Model, folder: Path) -> list[Path]:
             continue
         check_tensor(tensor, f"tensor '{tensor.name}'")
         location = str(tensor.location)
+        if not weights and may_be_missing(tensor) and not (folder / location).exists():
+            value.const_value = missing_tensor(tensor, value.name)
+            continue
         if location not in files:
             files[location] = _safe_path(folder, location, tensor.name)
         _check_extent(tensor, files[location])

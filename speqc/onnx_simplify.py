@@ -17,7 +17,9 @@ from onnxscript.optimizer import fold_constants
 
 from speqc.onnx_inference import extend_inference
 from speqc.onnx_masks import compute_masks
+from speqc.onnx_missing import MissingTensor, is_without_weights
 from speqc.onnx_quiet import first_cause, quiet
+from speqc.onnx_scatter import join_scattered
 from speqc.onnx_shapes import (
     expand_constants_of_shape,
     forget_unknown_shapes,
@@ -61,6 +63,7 @@ def simplify(model: ir.Model) -> ir.Model:
         if (counts := Counter(node.op_type for node in model.graph)) == before:
             break
         before = counts
+    join_scattered(model.graph)
     compute_masks(model.graph)
     common.RemoveUnusedNodesPass()(model)
     return model
@@ -80,15 +83,19 @@ def _round(model: ir.Model) -> None:
         should_fold=_may_fold,
     )
     common.CommonSubexpressionEliminationPass()(model)
-    common.DeduplicateInitializersPass()(model)
+    if not is_without_weights(model):
+        common.DeduplicateInitializersPass()(model)
     common.RemoveUnusedNodesPass()(model)
 
 
 def _may_fold(node: ir.Node) -> bool | None:
     """Whether to fold a node of constant inputs: never one that reads or makes something large."""
-    constants = (value.const_value for value in node.inputs if value is not None)
-    if any(tensor is not None and tensor.size > LARGEST_FOLDED_INPUT for tensor in constants):
-        return False
+    for value in node.inputs:
+        tensor = None if value is None else value.const_value
+        if isinstance(tensor, MissingTensor):
+            return False
+        if tensor is not None and tensor.size > LARGEST_FOLDED_INPUT:
+            return False
     for output in node.outputs:
         shape = output.shape
         if shape is not None and shape.is_static() and math.prod(shape.numpy()) > LARGEST_FOLDED:

@@ -43,13 +43,15 @@ class _Loss:
     overflows: bool
 
 
-def choose_types(model: ir.Model, allow_rounding: bool) -> WeightTypes:
+def choose_types(
+    model: ir.Model, allow_rounding: bool, *, without_weights: bool = False
+) -> WeightTypes:
     """Look at every FP32 tensor of two or more dimensions that IR holds by reference.
 
-    Raises SpeqcError if a weight is not exact in FP16 and `allow_rounding` is off, or if rounding
-    would overflow.
+    Without weights, those of products are taken to be exact. Raises SpeqcError if a weight is not
+    exact in FP16 and `allow_rounding` is off, or if rounding would overflow.
     """
-    weights = _weights(model.graph)
+    weights = product_weights(model.graph)
     exact: list[str] = []
     inexact: list[_Loss] = []
     for name, value in model.graph.initializers.items():
@@ -58,26 +60,42 @@ def choose_types(model: ir.Model, allow_rounding: bool) -> WeightTypes:
             continue
         if tensor.size <= LARGEST_CONSTANT:
             continue
+        if without_weights:
+            if value in weights:
+                exact.append(name)
+            continue
         loss = _loss(name, tensor)
         if loss.changed == 0:
             exact.append(name)
         elif value in weights:
             inexact.append(loss)
     notes = []
-    if exact:
+    if exact and without_weights:
+        notes.append(f"FP32 weights taken to be exact in FP16: {len(exact)}")
+    elif exact:
         notes.append(f"FP32 tensors that are exact in FP16, stored as FP16: {len(exact)}")
     if inexact:
         notes.append(_describe_rounding(inexact, allow_rounding))
     return WeightTypes(frozenset(exact) | {loss.name for loss in inexact}, notes)
 
 
-def _weights(graph: ir.Graph) -> set[ir.Value]:
+def product_weights(graph: ir.Graph) -> set[ir.Value]:
     """Initializers that a product reads as its weight, or that tokens index."""
     tokens = find_token_input(graph)
     return {
         value
         for value in graph.initializers.values()
         if any(_is_weight_use(node, position, tokens) for node, position in _uses(value))
+    }
+
+
+def pure_weights(graph: ir.Graph) -> set[ir.Value]:
+    """Initializers that nothing reads but products, as their weight, or look-ups of tokens."""
+    tokens = find_token_input(graph)
+    return {
+        value
+        for value in product_weights(graph)
+        if all(_is_weight_use(node, position, tokens) for node, position in _uses(value))
     }
 
 

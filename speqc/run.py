@@ -20,6 +20,7 @@ from speqc.runtime.machine import Machine
 from speqc.runtime.program_timing import ProgramTimer
 from speqc.runtime.weights import WeightFile
 from speqc.text import TextStream, encode, encode_chat, load_tokenizer
+from speqc.trace import TracedRun, TraceOptions, write_trace
 
 BASELINE = "autoregressive"
 """The mode that every other one is compared with."""
@@ -52,6 +53,7 @@ def run(
     stop: bool,
     check: bool,
     json_to: str | None,
+    trace: TraceOptions | None = None,
 ) -> None:
     """Run an artifact and report.
 
@@ -62,6 +64,8 @@ def run(
         CheckFailed: `check` found a token or logit that differs from autoregressive decoding.
     """
     check_json_destination(json_to)
+    if trace is not None:
+        trace.check()
     session = Session(load_artifact(path))
     if stop:
         options = replace(options, stop_tokens=session.artifact.eos_token_ids)
@@ -71,6 +75,9 @@ def run(
     result = session.run(tokens, mode, options, echo=json_to != "-", keep_logits=check)
     if json_to is not None:
         write_json(result.fields, json_to)
+    if trace is not None:
+        decoded = result.decoded
+        write_trace(trace, session.timer, TracedRun(len(tokens), decoded.calls, decoded.rounds))
     print_report(result.fields, mode, stderr=True)
     if check:
         session.check(tokens, options, result.decoded)

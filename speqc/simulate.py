@@ -6,16 +6,22 @@ round that drafts d of them accepts j < d with probability A^j (1 - A) and all o
 cost still to come, as a function of the tokens already emitted, follows from the last token back.
 """
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
 from xdsl.dialects.builtin import ModuleOp
 
 from speqc.artifact import load_artifact
+from speqc.compile import CompileOptions
+from speqc.compile_shape import compile_shape
 from speqc.diagnostics import note, progress
 from speqc.dialects.speq import CallOp
+from speqc.expert_report import choices, expert_fields, with_choices
 from speqc.replay import Replay, read_replay
 from speqc.report import (
     Fields,
@@ -31,54 +37,131 @@ from speqc.report import (
     write_json,
 )
 from speqc.retarget import retarget
+from speqc.runtime.calls import Call
 from speqc.runtime.costs import dram_energy_joules
 from speqc.runtime.decode import Round, find_program
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.module_attributes import module_context
 from speqc.runtime.program_timing import ProgramTimer
-from speqc.target_files import load_target
+from speqc.shape_files import is_shape, load_shape
+from speqc.target_files import DEFAULT_TARGET, load_target
+from speqc.trace import TracedRun, TraceOptions, write_trace
 
 CYCLES, BYTES, DRAFTED, ACCEPTED, ROUNDS = range(5)
 """What is summed up over rounds: places in a vector of expectations."""
 
+SEED = 0
+"""Of the course of rounds that a trace shows of an expectation."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What to time: an artifact's path, or a shape (see `shape_files`) and how to compile it.
+
+    `target` stands instead of the artifact's own, or of the default one.
+    """
+
+    name: str
+    target: str | None = None
+    codebook: str | None = None
+    group_size: int | None = None
+
+    def program(self) -> ModuleOp:
+        """The `pe` program; raises SpeqcError where there is none, or options do not apply."""
+        path = Path(self.name)
+        if not path.is_dir() and is_shape(self.name):
+            return self._compiled()
+        program = load_artifact(path).program
+        if self.codebook is not None or self.group_size is not None:
+            raise SpeqcError(
+                f"{path}: is compiled already: --codebook and --group-size are for shapes"
+            )
+        return program if self.target is None else _on_target(program, self.target)
+
+    def _compiled(self) -> ModuleOp:
+        shape = load_shape(self.name)
+        machine = load_target(self.target or DEFAULT_TARGET)
+        options = CompileOptions(machine, self.codebook or "sets", self.group_size)
+        start = time.perf_counter()
+        program = compile_shape(shape, options)
+        note(f"compiled the shape {self.name} in {time.perf_counter() - start:.1f} s")
+        return program
+
 
 def simulate(
-    path: Path,
+    source: Source,
     prompt_length: int | None,
     new_tokens: int | None,
     *,
     acceptance: float | None,
     replay: Path | None,
     draft_length: int | None,
-    target: str | None,
     json_to: str | None,
+    fixed_context: bool = False,
+    trace: TraceOptions | None = None,
 ) -> None:
-    """Time an artifact and report on standard output.
+    """Time an artifact or shape and report on standard output.
 
     Without `acceptance` and `replay`, plain decoding is timed. Without `replay` both lengths are
-    needed; beside it a `prompt_length` moves its rounds to another place in the context.
+    needed; beside it a `prompt_length` moves its rounds to another place in the context. With
+    `fixed_context` every pass after the prompt is timed behind as many positions as the prompt has.
 
     Raises SpeqcError where artifact, replay or target is bad, or the context is too short.
     """
     check_json_destination(json_to)
-    program = load_artifact(path).program
-    if target is not None:
-        program = _on_target(program, target)
+    if trace is not None:
+        trace.check()
+    program = source.program()
     if replay is not None:
-        mode, fields = _replayed(program, read_replay(replay, prompt_length), new_tokens)
+        run = read_replay(replay, prompt_length)
+        mode, fields = _replayed(program, run, new_tokens, fixed_context)
     else:
         assert prompt_length is not None and new_tokens is not None
         run = Replay("autoregressive", prompt_length, new_tokens, (), None)
         if acceptance is None:
-            mode, fields = _replayed(program, run, None)
+            mode, fields = _replayed(program, run, None, fixed_context)
         else:
             mode = "speculative"
             length = draft_length or _program_draft_length(program)
-            fields = expected_fields(program, run, acceptance, length)
+            fields = expected_fields(program, run, acceptance, length, fixed_context)
+            run = drawn_run(run, acceptance, length)
     if json_to is not None:
         write_json(fields, json_to)
+    if trace is not None:
+        timer = _timer(program, run, fixed_context)
+        _write_trace(trace, program, timer, run, drawn=acceptance is not None)
     if json_to != "-":
         print_report(fields, mode, stderr=False)
+
+
+def _timer(program: ModuleOp, run: Replay, fixed_context: bool) -> ProgramTimer:
+    return ProgramTimer(program, run.prompt_length if fixed_context else None)
+
+
+def _write_trace(
+    trace: TraceOptions, program: ModuleOp, timer: ProgramTimer, run: Replay, *, drawn: bool
+) -> None:
+    if drawn:
+        note(
+            f"the trace shows one course of rounds, drawn with seed {SEED}; the report is the mean"
+        )
+    calls = run_calls(program, run, timer)
+    write_trace(trace, timer, TracedRun(run.prompt_length, calls, run.rounds))
+
+
+def drawn_run(run: Replay, acceptance: float, draft_length: int) -> Replay:
+    """One course that the rounds of a run can take, drawn at random with `SEED`."""
+    random = Random(SEED)
+    rounds: list[Round] = []
+    emitted = 1
+    while emitted < run.new_tokens:
+        drafted = min(draft_length, run.new_tokens - emitted - 1)
+        accepted = 0
+        while accepted < drafted and random.random() < acceptance:
+            accepted += 1
+        rounds.append(Round(drafted, accepted, False))
+        emitted += accepted + 1
+    return replace(run, mode="speculative", rounds=rounds)
 
 
 def _on_target(program: ModuleOp, name: str) -> ModuleOp:
@@ -103,34 +186,61 @@ def program_chunk(program: ModuleOp) -> int:
     return module_context(program)
 
 
-def check_lengths(program: ModuleOp, run: Replay) -> None:
-    """Raise SpeqcError where a run has no tokens or does not fit the program's context."""
+def check_lengths(program: ModuleOp, run: Replay, fixed_context: bool = False) -> None:
+    """Raise SpeqcError where a run has no tokens or does not fit the program's context.
+
+    With a fixed context the prompt alone has to fit.
+    """
     if run.prompt_length < 1 or run.new_tokens < 1:
         raise SpeqcError("prompt length and new tokens must be at least 1")
     context = module_context(program)
-    if run.prompt_length + run.new_tokens > context:
+    if fixed_context and run.prompt_length > context:
+        raise SpeqcError(
+            f"a prompt of {run.prompt_length} tokens does not fit the context of {context}"
+        )
+    if not fixed_context and run.prompt_length + run.new_tokens > context:
         raise SpeqcError(
             f"a prompt of {run.prompt_length} tokens and {run.new_tokens} new ones do not fit the "
             f"context of {context}: compile with a larger --context"
         )
 
 
-def _replayed(program: ModuleOp, run: Replay, new_tokens: int | None) -> tuple[str, Fields]:
+def run_calls(program: ModuleOp, run: Replay, timer: ProgramTimer) -> list[Call]:
+    """The passes of a run, with the experts that its recording names."""
+    calls = run.calls(run.prompt_chunk or program_chunk(program))
+    prompt = [call for call in calls if call.past < run.prompt_length]
+    return [
+        *with_choices(prompt, run.experts.get("prompt", ()), timer),
+        *with_choices(calls[len(prompt) :], run.experts.get("passes", ()), timer),
+    ]
+
+
+def _replayed(
+    program: ModuleOp, run: Replay, new_tokens: int | None, fixed_context: bool
+) -> tuple[str, Fields]:
     if new_tokens not in (None, run.new_tokens):
         raise SpeqcError(f"the replayed run has {run.new_tokens} new tokens, not {new_tokens}")
-    check_lengths(program, run)
-    calls = run.calls(run.prompt_chunk or program_chunk(program))
-    timer = ProgramTimer(program)
+    check_lengths(program, run, fixed_context)
+    timer = _timer(program, run, fixed_context)
+    calls = run_calls(program, run, timer)
+    routes = choices(run.experts.get("plain", ()), timer)
     return run.mode, {
         "mode": run.mode,
-        **run_fields(timer, run.prompt_length, run.new_tokens, calls, run.rounds),
+        "fixed_context": fixed_context,
+        **run_fields(timer, run.prompt_length, run.new_tokens, calls, run.rounds, routes),
     }
 
 
-def expected_fields(program: ModuleOp, run: Replay, acceptance: float, draft_length: int) -> Fields:
+def expected_fields(
+    program: ModuleOp,
+    run: Replay,
+    acceptance: float,
+    draft_length: int,
+    fixed_context: bool = False,
+) -> Fields:
     """What speculative decoding takes on average (see the module's text), beside plain decoding."""
-    check_lengths(program, run)
-    timer = ProgramTimer(program)
+    check_lengths(program, run, fixed_context)
+    timer = _timer(program, run, fixed_context)
     prompt = prompt_calls(run.prompt_length, program_chunk(program))
     plain = prompt + token_calls(run.prompt_length, run.new_tokens)
     time_calls(timer, plain)
@@ -143,6 +253,7 @@ def expected_fields(program: ModuleOp, run: Replay, acceptance: float, draft_len
     rounds, drafted, accepted = sums[ROUNDS], sums[DRAFTED], sums[ACCEPTED]
     fields: Fields = {
         "mode": "speculative",
+        "fixed_context": fixed_context,
         "assumed_acceptance": acceptance,
         "draft_length": draft_length,
         "prompt_tokens": run.prompt_length,
@@ -154,6 +265,7 @@ def expected_fields(program: ModuleOp, run: Replay, acceptance: float, draft_len
         "acceptance_per_position": [acceptance ** (place + 1) for place in range(draft_length)],
         "full_passes": rounds,
         "full_passes_per_token": rounds / (run.new_tokens - 1) if run.new_tokens > 1 else 0.0,
+        **expert_fields(timer, plain, (), ()),
         "target": timer.target.name,
         "simulated": {
             "cycles": cycles,

@@ -3,15 +3,13 @@
 ``[sources]`` says for a key where its value comes from. Shipped files are found by name.
 """
 
-import re
-import tomllib
 from dataclasses import dataclass
-from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 from speqc.runtime.target import FIELD_NAMES, Target, TargetError, from_mapping
+from speqc.strict_toml import read_toml, shipped_files
 
 DEFAULT_TARGET = "speq-64x64"
 
@@ -26,7 +24,7 @@ class TargetFile:
 
 def shipped_targets() -> tuple[str, ...]:
     """Return the names of the targets that come with speqc, sorted."""
-    return tuple(sorted(_shipped_files()))
+    return tuple(sorted(shipped_files("targets")))
 
 
 def load_target(name_or_path: str) -> Target:
@@ -42,7 +40,7 @@ def read_target_file(name_or_path: str) -> TargetFile:
     """Return a target with its sources; argument and errors as for ``load_target``."""
     if name_or_path.endswith(".toml"):
         return _read(Path(name_or_path), name_or_path)
-    shipped = _shipped_files()
+    shipped = shipped_files("targets")
     if name_or_path not in shipped:
         raise TargetError(
             f"unknown target {name_or_path!r}; known targets: {', '.join(sorted(shipped))}, "
@@ -51,32 +49,12 @@ def read_target_file(name_or_path: str) -> TargetFile:
     return _read(shipped[name_or_path], f"{name_or_path}.toml")
 
 
-def _shipped_files() -> dict[str, Traversable]:
-    files = resources.files("speqc").joinpath("targets").iterdir()
-    return {file.name.removesuffix(".toml"): file for file in files if file.name.endswith(".toml")}
-
-
 def _read(file: Traversable, where: str) -> TargetFile:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except OSError as error:
-        raise TargetError(f"{where}: cannot read the target file: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise TargetError(f"{where}: not valid TOML: not UTF-8 text") from error
-    try:
-        mapping = tomllib.loads(text)
-    except ValueError as error:
-        raise TargetError(f"{where}: not valid TOML: {error}{_quoted_line(text, error)}") from error
+    mapping = read_toml(file, where, "target", TargetError)
     sources = mapping.pop("sources", {})
     target = from_mapping(mapping, where)
     _check_sources(sources, where)
     return TargetFile(target, sources)
-
-
-def _quoted_line(text: str, error: ValueError) -> str:
-    """Quote the line that a TOML error points at; the error itself names no key."""
-    place = re.search(r"at line (\d+)", str(error))
-    return f": {text.splitlines()[int(place[1]) - 1].strip()}" if place else ""
 
 
 def _check_sources(sources: Any, where: str) -> None:

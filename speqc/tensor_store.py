@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from speqc.dialects.digests import NO_BYTES
 from speqc.runtime.codebook import EXPONENTS, count_exponents
 
 CHUNK = 1 << 20
@@ -27,10 +28,11 @@ CHUNK = 1 << 20
 class StoredTensor:
     """One tensor: what `read` will give, and what a scan found in it.
 
-    `digest` is "sha256:" and the SHA-256 of the little-endian bytes in row-major order, after the
-    conversion to `dtype`. FP16 tensors of two or more dimensions have `exponents`, the number of
-    values per value of the 5-bit exponent field, and `zeros`, the number of zeros of either sign.
-    FP16 tensors of three dimensions, stacks of matrices, have the same facts of each in `parts`.
+    `digest` is "none" where nothing has been read, else "sha256:" and the SHA-256 of the little-
+    endian bytes in row-major order, after the conversion to `dtype`. FP16 tensors of two or more
+    dimensions have `exponents`, the number of values per value of the 5-bit exponent field, and
+    `zeros`, the number of zeros of either sign. FP16 tensors of three dimensions, stacks of
+    matrices, have the same facts of each in `parts`.
     """
 
     name: str
@@ -73,12 +75,13 @@ class StoredTensor:
 class TensorStore(Mapping[str, StoredTensor]):
     """Name -> `StoredTensor`, in the order in which they were added."""
 
-    def __init__(self, files: tuple[Path, ...] = ()):
-        """`files` are the model's files."""
+    def __init__(self, files: tuple[Path, ...] = (), *, scanned: bool = True):
+        """`files` are the model's files; where `scanned` is off, no tensor is read when added."""
         self._tensors: dict[str, StoredTensor] = {}
         self._by_content: dict[tuple[str, tuple[int, ...], str], StoredTensor] = {}
         self._by_counts: dict[tuple, list[StoredTensor]] = defaultdict(list)
         self.files = files
+        self.scanned = scanned
 
     def __getitem__(self, name: str) -> StoredTensor:
         return self._tensors[name]
@@ -97,6 +100,10 @@ class TensorStore(Mapping[str, StoredTensor]):
         A tensor equal to one that is already here (exporters duplicate tied weights) is not added:
         the result is then the other, of another name.
         """
+        if not self.scanned:
+            shape, dtype = tuple(source.shape.numpy()), dtype or np.dtype(source.dtype.numpy())
+            self._tensors[name] = StoredTensor(name, shape, dtype, NO_BYTES, None, None, source)
+            return self._tensors[name]
         array = source.numpy()
         dtype = dtype or array.dtype.newbyteorder("=")
         counted = dtype == np.float16 and array.ndim >= 2

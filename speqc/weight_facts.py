@@ -28,7 +28,8 @@ class WeightFacts:
         kept: why it is kept as FP16.
         draft_snr_db: power of the weights over that of the draft's error; None without a draft,
             and where weights are infinite, all zero, or drafted exactly.
-        exact: whether the stored weight decodes to the digest of the model file's tensor.
+        exact: whether the stored weight decodes to the digest of the model file's tensor; None
+            where the artifact has no weights.
     """
 
     name: str
@@ -41,12 +42,17 @@ class WeightFacts:
     shift: int | None
     kept: str | None
     draft_snr_db: float | None
-    exact: bool
+    exact: bool | None
 
 
-def weight_facts(op: WeightOp, file: WeightFile) -> WeightFacts:
-    """Decode a weight, compare it with the digest of its source, and measure its draft."""
-    name, (k, n) = op.sym_name.data, op.shape
+def weight_facts(op: WeightOp, file: WeightFile | None) -> WeightFacts:
+    """Decode a weight, compare it with the digest of its source, and measure its draft.
+
+    Without a file, what the declaration says.
+    """
+    if file is None:
+        return _facts(op, 0, None, None)
+    name, n = op.sym_name.data, op.shape[1]
     shift = 0 if op.shift is None else op.shift.value.data
     if op.codebook is None or op.group_size is None:
         snr = None
@@ -59,10 +65,16 @@ def weight_facts(op: WeightOp, file: WeightFile) -> WeightFacts:
             panels, draft_panels(planes, book, n), planes.scales, op.group_size.value.data
         )
         size = planes.draft.nbytes + planes.rest.nbytes + planes.scales.nbytes
+    exact = panels_digest(panels, n, transposed=op.transposed is not None) == op.digest.data
+    return _facts(op, size, snr, exact)
+
+
+def _facts(op: WeightOp, size: int, snr: float | None, exact: bool | None) -> WeightFacts:
+    shift = 0 if op.shift is None else op.shift.value.data
     return WeightFacts(
-        name=name,
+        name=op.sym_name.data,
         source=op.source.data,
-        shape=(k, n),
+        shape=op.shape,
         bytes=size,
         exponents=_histogram(op.exponents),
         codebook=None if op.codebook is None else op.codebook.data,
@@ -70,7 +82,7 @@ def weight_facts(op: WeightOp, file: WeightFile) -> WeightFacts:
         shift=None if op.codebook is None else shift,
         kept=None if op.kept is None else op.kept.data,
         draft_snr_db=snr,
-        exact=panels_digest(panels, n, transposed=op.transposed is not None) == op.digest.data,
+        exact=exact,
     )
 
 

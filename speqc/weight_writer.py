@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from xdsl.dialects.builtin import ModuleOp
 
-from speqc.dialects.pe import LoadConstantOp
 from speqc.dialects.speq import WeightOp
 from speqc.runtime.bsfp import BLOCK, for_each, processors
 from speqc.runtime.codebook import (
@@ -25,6 +24,7 @@ from speqc.runtime.codebook import (
 )
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.planes import DRAFT_BYTES, REST_BYTES, decodes_to, encode_panels, to_panels
+from speqc.runtime.tensor_references import constants as program_constants
 from speqc.safetensors_writer import Entry, SafetensorsWriter
 from speqc.tensor_store import StoredTensor
 
@@ -48,11 +48,7 @@ def write_weights(
     survive encoding, weights have different code books, or two tensors would have one name.
     """
     weights = [op for op in program.ops if isinstance(op, WeightOp)]
-    constants = {
-        op.source.data: tensors[op.source.data]
-        for op in program.walk()
-        if isinstance(op, LoadConstantOp)
-    }
+    constants = {op.source.data: tensors[op.source.data] for op in program_constants(program)}
     # Wide types first, so that each tensor lies at a multiple of its item size.
     ordered = sorted(constants.values(), key=lambda tensor: -tensor.dtype.itemsize)
     book = _program_book(weights)

@@ -20,7 +20,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from speqc.decoder_graph import DecoderShape, Head, angle_table, decoder_model, external_tensor
+from speqc.decoder_graph import angle_table, decoder_model, external_tensor
+from speqc.decoder_shape import DecoderShape, Head
 
 DATA = "model.onnx.data"
 ROWS_BYTES = 1 << 24

@@ -392,3 +392,37 @@ def test_a_product_for_some_rows(tmp_path: Path, rows: list[int]) -> None:
     assert machines[1].routes == [(row,) for row in rows]
     assert machines[0].take_calls() == [Call("full", len(rows), 0)]
     assert machines[0].routes == []
+
+
+TABLE = np.arange(6, dtype=np.float16).reshape(6, 1)
+
+
+def look_up(path: Path, offset: int) -> Machine:
+    """A machine that gives row token + `offset` of TABLE."""
+    return small(
+        f"""
+        %offset = pe.immediate dense<{offset}> : tensor<1xi64>
+        %i = pe.vector "Add"(%tokens, %offset)
+          : (tensor<1x?xi64>, tensor<1xi64>) -> tensor<1x?xi64>
+        %out = pe.lookup "table"[%i] {{digest = "sha256:00"}}
+          : (tensor<6x1xf16>, tensor<1x?xi64>) -> tensor<1x?x1xf16>
+        """,
+        path,
+    )
+
+
+def test_look_up_gives_rows_of_a_constant(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(WeightFile, "read", lambda self, name: {"table": TABLE}[name])
+    assert look_up(tmp_path, 0).call("full", [5, 0, 2, 2]).ravel().tolist() == [5, 0, 2, 2]
+    # As in ONNX, negative indices count from the end.
+    assert look_up(tmp_path, -6).call("full", [0, 5]).ravel().tolist() == [0, 5]
+
+
+@pytest.mark.parametrize(("offset", "first", "last"), [(1, 1, 6), (-7, -7, -2)])
+def test_look_up_out_of_range(
+    tmp_path: Path, monkeypatch, offset: int, first: int, last: int
+) -> None:
+    monkeypatch.setattr(WeightFile, "read", lambda self, name: {"table": TABLE}[name])
+    message = f"pe.lookup: an index from {first} to {last} is outside a table of 6 rows"
+    with pytest.raises(SpeqcError, match=message):
+        look_up(tmp_path, offset).call("full", [0, 5])

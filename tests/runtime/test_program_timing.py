@@ -513,3 +513,68 @@ def test_places_are_reused(program: ModuleOp) -> None:
     own = [op for op in step.body.block.ops if op.results and sram_place(op.results[0])]
     sizes = [row_bytes(row_type(r)) for op in own if not shares_buffer(op) for r in op.results]
     assert sum(sizes) > 4 * peak
+
+
+@pytest.mark.parametrize("target", sorted(TARGETS))
+def test_cost_is_the_sum_of_the_step(
+    program: ModuleOp, timers: dict[str, ProgramTimer], target: str
+) -> None:
+    # A timer that knows no step yet: the first length makes a table, the others change it.
+    fresh = ProgramTimer(retarget(program, TARGETS[target]))
+    for name, rows in (("full", 1), ("draft", 1), ("full", 9), ("full", 80)):
+        for past in (0, 77, 78, 64, 901, 1):
+            step = timers[target].step(name, rows, past)
+            assert fresh.cost(name, rows, past) == (step.timing.cycles, step.dram_bytes)
+
+
+def test_longest_past(program: ModuleOp, timer: ProgramTimer) -> None:
+    held = ProgramTimer(program, longest_past=100)
+    for past in (0, 60, 100):
+        assert held.step("full", 1, past) == timer.step("full", 1, past)
+    for past in (101, 700):
+        assert held.cost("draft", 1, past) == timer.cost("draft", 1, 100)
+        assert held.ops("full", 2, past)[3].dram_bytes == timer.ops("full", 2, 100)[3].dram_bytes
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_look_ups_move_rows_in_whole_bursts(rows: int) -> None:
+    # A row of 64 FP16 values is two bursts; one of 10 lies across two of 64 bytes at worst.
+    for width, bursts in ((64, 2), (10, 2)):
+        module = step_of(
+            f"""
+            %p = pe.positions %tokens : tensor<1x?xi64>
+            %r = pe.lookup "t"[%p] {{digest = "sha256:01"}}
+              : (tensor<500x{width}xf16>, tensor<1x?xi64>) -> tensor<1x?x{width}xf16>
+            %out = pe.vector "Identity"(%r) : (tensor<1x?x{width}xf16>) -> tensor<1x?x{width}xf16>
+            """,
+            out=f"tensor<1x?x{width}xf16>",
+        )
+        (found,) = of_kind(ProgramTimer(module).ops("full", rows, 0), pe.LookupOp)
+        assert isinstance(found.op, Vector) and found.op.cycles == 0
+        assert found.op.read_cycles == costs.dram_cycles(rows * bursts * 64, TARGET)
+        spilled = rows * width * 2
+        assert found.dram_bytes in (rows * bursts * 64, rows * bursts * 64 + spilled)
+
+
+def test_look_up_waits_for_computed_indices() -> None:
+    module = step_of("""
+        %q = pe.vector "Add"(%tokens, %tokens)
+          : (tensor<1x?xi64>, tensor<1x?xi64>) -> tensor<1x?xi64>
+        %r = pe.lookup "t"[%q] {digest = "sha256:01"}
+          : (tensor<500x64xf16>, tensor<1x?xi64>) -> tensor<1x?x64xf16>
+        %out = pe.vector "Add"(%r, %x)
+          : (tensor<1x?x64xf16>, tensor<1x?x64xf16>) -> tensor<1x?x64xf16>""")
+    timer = ProgramTimer(module)
+    entries = timer.ops("full", 3, 0)
+    timing = timer.step("full", 3, 0).timing
+    by_kind = {
+        entry.source.name: when
+        for entry, when in zip(entries, timing.ops, strict=True)
+        if not isinstance(entry.source, pe.VectorOp)
+    }
+    add = next(
+        when
+        for entry, when in zip(entries, timing.ops, strict=True)
+        if isinstance(entry.source, pe.VectorOp)
+    )
+    assert by_kind["pe.lookup"].start >= add.ready + TARGET.dram_latency_cycles

@@ -14,7 +14,7 @@ import onnx
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, Message
 from onnx import TensorProto, helper
-from onnx_models import HIDDEN, VOCABULARY, decoder, fused_decoder, save
+from onnx_models import HIDDEN, VOCABULARY, decoder, fused_decoder, quantized, save
 
 MODEL, DATA = "model.onnx", "model.onnx.data"
 
@@ -50,6 +50,7 @@ def seeds() -> tuple[Files, ...]:
         _files(decoder(caches=False, opset=15)),
         _files(decoder(element_type=TensorProto.FLOAT)),
         _files(_with_function(decoder())),
+        _files(quantized(decoder(opset=21)), external=True),
         _files(fused_decoder()),
         _files(fused_decoder(), external=True),
     )

@@ -271,3 +271,18 @@ def save(model: onnx.ModelProto, folder: Path, external: bool = False) -> Path:
     else:
         onnx.save_model(model, path)
     return path
+
+
+def quantized(model: onnx.ModelProto) -> onnx.ModelProto:
+    """All matrices as 8-bit integers with a scale for each column."""
+    for old in [one for one in model.graph.initializer if len(one.dims) == 2]:
+        weight = numpy_helper.to_array(old)
+        scale = (np.abs(weight).max(0) / 127).astype(np.float16)
+        integers = np.rint(weight.astype(np.float32) / scale.astype(np.float32)).astype(np.int8)
+        names = [f"{old.name}_q", f"{old.name}_scale"]
+        node = helper.make_node("DequantizeLinear", names, [old.name], f"{old.name}_dq", axis=1)
+        model.graph.initializer.remove(old)
+        model.graph.initializer.append(numpy_helper.from_array(integers, names[0]))
+        model.graph.initializer.append(numpy_helper.from_array(scale, names[1]))
+        model.graph.node.insert(0, node)
+    return model

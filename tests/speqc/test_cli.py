@@ -11,7 +11,7 @@ from speqc.diagnostics import one_line
 from speqc.report import write_json
 from speqc.runtime.errors import CheckFailed, SpeqcError
 
-COMMANDS = ("compile", "demo", "inspect", "opt", "run", "simulate", "targets")
+COMMANDS = ("compile", "demo", "inspect", "opt", "report", "run", "simulate", "targets")
 
 
 def expect_error(result, *fragments: str, code: int = 2) -> None:

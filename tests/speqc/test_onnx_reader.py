@@ -290,6 +290,18 @@ def test_unknown_float_input(tmp_path):
     )
 
 
+def test_cache_of_fixed_length(tmp_path):
+    def change(model):
+        fed = [value.name for value in model.graph.input]
+        concat = next(n for n in model.graph.node if n.op_type == "Concat" and n.input[0] in fed)
+        concat.op_type, concat.name = "TensorScatter", "write"
+        for opset in model.opset_import:
+            opset.version = 24
+
+    message = refusal(changed(tmp_path, change))
+    assert "node 'write' (TensorScatter) writes into cache" in message
+
+
 def test_lonely_cache(tmp_path):
     def change(model):
         del model.graph.output[2]

@@ -53,15 +53,29 @@ builtin.module attributes {onnx.opset = 20 : i64, speq.context = 128 : i64, pe.t
   // CHECK-LABEL: func.func @attends
   // CHECK-NEXT:    %keys = pe.load_cache @kv keys : !pe.stream<tensor<1x?x16xf16>>
   // CHECK-NEXT:    %values = pe.load_cache @kv values : !pe.stream<tensor<1x?x8xf16>>
-  // CHECK-NEXT:    pe.attention @kv, %q, %k, %v, %keys, %values on vector {score_type = f16, probability_type = f32, score_scale = 5.000000e-01 : f32, softcap = 3.000000e+01 : f32, window = 32 : i64}
+  // CHECK-NEXT:    pe.attention @kv, %q, %k, %v, %keys, %values on vector {score_type = f16, probability_type = f32, score_scale = 5.000000e-01 : f32, softcap = 3.000000e+01 : f32, position_bias = #speq.position_bias<start, array<f32: 5.000000e-01, 2.500000e-01, 1.250000e-01, 1.000000e-01>, f32, f16, f16>, softmax_type = f16, sinks = array<f32: 1.000000e+00, 2.000000e+00, 3.000000e+00, 4.000000e+00>, shifted_type = f16, window = 32 : i64}
   // CHECK-NEXT:    pe.append @kv, %k, %v
   // ARRAY-LABEL: func.func @attends
   // ARRAY:         pe.load_cache @kv values
   // ARRAY-NEXT:    pe.mode full
   // ARRAY-NEXT:    pe.attention {{.*}} on array
   func.func @attends(%q: tensor<1x4x?x16xf16>, %k: tensor<1x1x?x16xf16>, %v: tensor<1x1x?x8xf16>) {
-    %o = speq.attention @kv, %q, %k, %v {score_type = f16, probability_type = f32, score_scale = 5.0e-01 : f32, softcap = 3.0e+01 : f32, window = 32 : i64} : (tensor<1x4x?x16xf16>, tensor<1x1x?x16xf16>, tensor<1x1x?x8xf16>) -> tensor<1x4x?x8xf16>
+    %o = speq.attention @kv, %q, %k, %v {score_type = f16, probability_type = f32, score_scale = 5.0e-01 : f32, softcap = 3.0e+01 : f32, position_bias = #speq.position_bias<start, array<f32: 5.000000e-01, 2.500000e-01, 1.250000e-01, 1.000000e-01>, f32, f16, f16>, softmax_type = f16, sinks = array<f32: 1.000000e+00, 2.000000e+00, 3.000000e+00, 4.000000e+00>, shifted_type = f16, window = 32 : i64} : (tensor<1x4x?x16xf16>, tensor<1x1x?x16xf16>, tensor<1x1x?x8xf16>) -> tensor<1x4x?x8xf16>
     speq.cache_append @kv, %k, %v : (tensor<1x1x?x16xf16>, tensor<1x1x?x8xf16>)
+    func.return
+  }
+
+  // Rows of a table are looked up by computed indices; along another axis the table streams in.
+
+  // CHECK-LABEL: func.func @looks_up
+  // CHECK-NEXT:    %a = pe.lookup "cos"[%places] {digest = "sha256:05"} : (tensor<128x8xf16>, tensor<1x?xi32>) -> tensor<1x?x8xf16>
+  // CHECK-NEXT:    %cos = pe.load_constant "cos"
+  // CHECK-NEXT:    pe.vector "Gather"(%cos, %places) {arguments = {axis = 1 : i64}}
+  // CHECK-NEXT:    func.return
+  func.func @looks_up(%places: tensor<1x?xi32>) {
+    %table = onnx.initializer "cos", "sha256:05" : tensor<128x8xf16>
+    %a = onnx.Gather %table, %places : (tensor<128x8xf16>, tensor<1x?xi32>) -> tensor<1x?x8xf16>
+    %b = onnx.Gather %table, %places {axis = 1 : i64} : (tensor<128x8xf16>, tensor<1x?xi32>) -> tensor<128x1x?xf16>
     func.return
   }
 

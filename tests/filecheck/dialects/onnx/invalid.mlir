@@ -94,6 +94,11 @@ func.func @unknown_operator(%x: tensor<4xf16>) {
 
 // -----
 
+// CHECK: a tensor without bytes has no histogram of exponents
+%w = onnx.initializer "w", "none" {exponents = array<i64: 2, 2>} : tensor<2x2xf16>
+
+// -----
+
 // CHECK: exponents must have 32 bins, got 2
 %w = onnx.initializer "w", "sha256:00" {exponents = array<i64: 2, 2>} : tensor<2x2xf16>
 

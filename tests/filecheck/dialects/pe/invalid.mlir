@@ -102,3 +102,32 @@ pe.append @kv, %k, %k : (f32, f32)
 // CHECK: predicate must have shape [1, ?, 2, 1], got [1, ?, 1]
 %x, %c, %w = "test.op"() : () -> (tensor<1x?x2x64xf16>, tensor<1x?x1xi1>, !pe.stream<!speq.view<64x64, full>>)
 %y = pe.gemm %x, %w when %c : tensor<1x?x1xi1> : (tensor<1x?x2x64xf16>, !pe.stream<!speq.view<64x64, full>>) -> tensor<1x?x2x64xf16>
+
+// -----
+
+// CHECK: rows of tensor<16x8xf16> for tensor<1x?xi64> are tensor<1x?x8xf16>, got tensor<1x?x16xf16>
+%i = "test.op"() : () -> tensor<1x?xi64>
+%r = pe.lookup "t"[%i] {digest = "sha256:00"} : (tensor<16x8xf16>, tensor<1x?xi64>) -> tensor<1x?x16xf16>
+
+// -----
+
+// CHECK: rows are looked up in a static tensor, got tensor<?x8xf16>
+%i = "test.op"() : () -> tensor<1x?xi64>
+%r = pe.lookup "t"[%i] {digest = "sha256:00"} : (tensor<?x8xf16>, tensor<1x?xi64>) -> tensor<1x?x8xf16>
+
+// -----
+
+// CHECK: f16 should be of base attribute integer_type
+%i = "test.op"() : () -> tensor<1x?xf16>
+%r = pe.lookup "t"[%i] {digest = "sha256:00"} : (tensor<16x8xf16>, tensor<1x?xf16>) -> tensor<1x?x8xf16>
+
+// -----
+
+// CHECK: digest must be 'none' or start with 'sha256:', got ''
+%i = "test.op"() : () -> tensor<1x?xi64>
+%r = pe.lookup "t"[%i] {digest = ""} : (tensor<16x8xf16>, tensor<1x?xi64>) -> tensor<1x?x8xf16>
+
+// -----
+
+// CHECK: digest must be 'none' or start with 'sha256:', got 'nothing'
+%s = pe.load_constant "t" {digest = "nothing"} : !pe.stream<tensor<64xf16>>

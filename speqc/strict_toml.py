@@ -1,0 +1,42 @@
+"""Reads TOML files that say one thing once: what is wrong with one fits a line."""
+
+import re
+import tomllib
+from importlib import resources
+from importlib.resources.abc import Traversable
+from typing import Any
+
+from speqc.runtime.errors import SpeqcError
+
+
+def shipped_files(folder: str) -> dict[str, Traversable]:
+    """The TOML files in a folder of the package, by name without the ending."""
+    files = resources.files("speqc").joinpath(folder).iterdir()
+    return {file.name.removesuffix(".toml"): file for file in files if file.name.endswith(".toml")}
+
+
+def read_toml(
+    file: Traversable, where: str, what: str, error: type[SpeqcError] = SpeqcError
+) -> dict[str, Any]:
+    """The content of a file, called `where` in messages and described as `what`.
+
+    Raises `error`, one line, for an unreadable file and for TOML that does not parse; that includes
+    duplicate keys, with the line.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except OSError as reason:
+        raise error(f"{where}: cannot read the {what} file: {reason.strerror}") from reason
+    except UnicodeDecodeError as reason:
+        raise error(f"{where}: not valid TOML: not UTF-8 text") from reason
+    try:
+        return tomllib.loads(text)
+    except ValueError as reason:
+        line = _quoted_line(text, reason)
+        raise error(f"{where}: not valid TOML: {reason}{line}") from reason
+
+
+def _quoted_line(text: str, error: ValueError) -> str:
+    """Quote the line that a TOML error points at; the error itself names no key."""
+    place = re.search(r"at line (\d+)", str(error))
+    return f": {text.splitlines()[int(place[1]) - 1].strip()}" if place else ""

@@ -25,7 +25,8 @@ SHORT_STEP = (2, 3)
 """(rows, past) of the step that tells whether a value depends on lengths alone."""
 
 LONG_PASTS = (65_535, 1_023, 255, 63)
-"""Pasts that no sliding window reaches over; the shorter ones for graphs with a fixed context."""
+"""Pasts that no sliding window reaches over; from the shorter ones the longest is sought that a
+graph with a fixed context can be evaluated for."""
 
 LONG_ROWS = (4_200, 1_023, 255, 64)
 """As many new tokens, for graphs without caches: a longer window can't be told from none there."""
@@ -55,6 +56,7 @@ class MaskReader:
     sampler: StepSampler
     _probes: dict[tuple[int, int], Probe] = field(default_factory=dict)
     _seen: dict[tuple, Seen] = field(default_factory=dict)
+    _long: dict[tuple[SSAValue, ...], tuple[int, int]] = field(default_factory=dict)
 
     def known(self, value: SSAValue) -> bool:
         """Whether `value` depends on nothing but lengths, mask and positions."""
@@ -158,19 +160,15 @@ class MaskReader:
 
     def _long_step(self, *values: SSAValue) -> tuple[int, int]:
         """(rows, past) of the longest step that all values can be evaluated for."""
-        if self.sampler.has_caches:
-            steps = [(1, past) for past in LONG_PASTS]
-        else:
-            steps = [(rows, 0) for rows in LONG_ROWS]
-        for step in steps:
-            if all(self._reaches(value, *step) for value in values):
-                return step
-        return steps[-1]
-
-    def _reaches(self, value: SSAValue, rows: int, past: int) -> bool:
-        """Whether a mask can be evaluated for a step, and covers all its positions."""
-        found = self._probe(rows, past).value(value)
-        return found is not None and (found.ndim == 0 or found.shape[-1] in (1, past + rows))
+        if values not in self._long:
+            lengths = LONG_PASTS if self.sampler.has_caches else LONG_ROWS
+            self._long[values] = self.sampler.longest_step(
+                lengths,
+                lambda probe, rows, past: all(
+                    _reaches(probe, value, past + rows) for value in values
+                ),
+            )
+        return self._long[values]
 
     def is_length(self, value: SSAValue, fewer: int) -> bool:
         """Whether all elements of `value` are past + rows - `fewer` in every step."""
@@ -272,3 +270,9 @@ def _with_far_positions(sample: BiasSample, bias: Bias) -> BiasSample:
     with np.errstate(invalid="ignore"):
         close = np.abs(sample.values - values) <= np.abs(values) / 128
     return BiasSample(sample.past, sample.values, sample.seen | (close & np.isfinite(values)))
+
+
+def _reaches(probe: Probe, value: SSAValue, total: int) -> bool:
+    """Whether a mask can be evaluated for a step, and covers all its positions."""
+    found = probe.value(value)
+    return found is not None and (found.ndim == 0 or found.shape[-1] in (1, total))

@@ -267,12 +267,15 @@ def _check_order(steps: list[Step]) -> Operation | None:
     Raises:
         SpeqcError: scores are rounded otherwise than `speq.attention` rounds them.
     """
-    masked, rounding = False, None
+    masked, capped, rounding = False, False, None
     for op, source in steps:
         result = float_type(op, op.results[0])
         masked = masked or op.name in ("onnx.Add", "onnx.Where")
         if op.name == "onnx.Tanh" and masked:
             raise fail(op, "scores are soft-capped behind their mask")
+        if capped and op.name in ("onnx.Add", "onnx.Where"):
+            raise fail(op, "scores are masked or biased within their soft cap")
+        capped = op.name == "onnx.Tanh" or (capped and op.name != "onnx.Mul")
         if op.name in SCALING and rounding is not None:
             raise fail(op, "scores are scaled behind a rounding to f16")
         if op.name == "onnx.Max":

@@ -35,6 +35,8 @@ def read_softmax(softmax: Operation, masks: MaskReader, caches: Caches) -> Atten
         raise fail(softmax, "probabilities of sinks are not cut off")
     scaling, softcap = scores.scaling, scores.softcap
     bias, behind = None, False
+    if seen.bias is not None and seen.bias.from_last and sinks is not None:
+        raise fail(softmax, "a position bias counted from the last key stands beside sinks")
     if seen.bias is not None and seen.adding is not None:
         adds = scores.masks[seen.adding].op
         behind = scores.is_scaled_behind(adds)

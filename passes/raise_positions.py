@@ -17,6 +17,7 @@ from xdsl.passes import ModulePass
 from xdsl.transforms.dead_code_elimination import region_dce
 
 from speqc.dialects.speq import PositionsOp
+from speqc.passes.attention_mask import LONG_PASTS, LONG_ROWS
 from speqc.passes.building import Builder
 from speqc.passes.matching import element_type, main_function, shape
 from speqc.passes.probe import Probe
@@ -28,8 +29,8 @@ from speqc.passes.step_samples import (
     tokens_argument,
 )
 
-STEPS = ((1, 0), (3, 0), (2, 5), (5, 3), (1, 33))
-"""(rows, past) for which computed positions are checked."""
+STEPS = ((1, 0), (3, 0), (16, 0), (2, 5), (5, 3), (1, 33), (16, 33))
+"""(rows, past) for which computed positions are checked; and for the longest step there is."""
 
 ROWS = ((1, -1), (-1,))
 """Shapes that positions are looked for in."""
@@ -48,7 +49,9 @@ def _substitute(value: SSAValue, tokens: SSAValue, before: Operation) -> None:
     value.replace_all_uses_with(builder.cast(shaped, element_type(value)))
 
 
-def _computed(function: FuncOp, probes: dict[tuple[int, int], Probe]) -> Iterator[Operation]:
+def _computed(
+    function: FuncOp, sampler: StepSampler, probes: dict[tuple[int, int], Probe]
+) -> Iterator[Operation]:
     """Operations whose result is the positions of the new tokens."""
     for op in function.body.block.ops:
         if not op.name.startswith("onnx.") or op.name in MOVERS or len(op.results) != 1:
@@ -56,18 +59,25 @@ def _computed(function: FuncOp, probes: dict[tuple[int, int], Probe]) -> Iterato
         value = op.results[0]
         if not isinstance(value.type, TensorType) or element_type(value) not in (i32, i64):
             continue
-        if shape(value) in ROWS and _counts_on(value, probes):
+        if shape(value) in ROWS and _counts_on(value, probes) and _counts_on_far(value, sampler):
             yield op
 
 
 def _counts_on(value: SSAValue, probes: dict[tuple[int, int], Probe]) -> bool:
     """Whether `value` is past, past + 1, ... in every step."""
-    for (rows, past), probe in probes.items():
-        found = probe.value(value)
-        expected = np.arange(past, past + rows)
-        if found is None or not np.array_equal(found.reshape(-1), expected):
-            return False
-    return True
+    return all(_counts(value, probe, *step) for step, probe in probes.items())
+
+
+def _counts_on_far(value: SSAValue, sampler: StepSampler) -> bool:
+    """Whether it also is in the longest step that it has a value for: a bound may come late."""
+    lengths = LONG_PASTS if sampler.has_caches else LONG_ROWS
+    step = sampler.longest_step(lengths, lambda probe, *_: probe.value(value) is not None)
+    return _counts(value, sampler.probe(*step), *step)
+
+
+def _counts(value: SSAValue, probe: Probe, rows: int, past: int) -> bool:
+    found = probe.value(value)
+    return found is not None and np.array_equal(found.reshape(-1), np.arange(past, past + rows))
 
 
 @dataclass(frozen=True)
@@ -97,6 +107,6 @@ class RaisePositionsPass(ModulePass):
         # A graph without caches is one that has no past yet.
         steps = [step for step in STEPS if sampler.has_caches or step[1] == 0]
         probes = {step: sampler.probe(*step) for step in steps}
-        for computed in list(_computed(function, probes)):
+        for computed in list(_computed(function, sampler, probes)):
             _substitute(computed.results[0], tokens, computed)
         region_dce(op.body)

@@ -4,7 +4,7 @@ What an argument is for is told by what it is used for (tokens), by the module's
 and, where nothing else can tell (positions index tables too), by the name it has in the file.
 """
 
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from math import prod
@@ -173,6 +173,30 @@ class StepSampler:
     def has_caches(self) -> bool:
         """Whether a step may stand behind past positions."""
         return bool(cache_pairs(self.module))
+
+    def longest_step(
+        self, lengths: Sequence[int], reaches: Callable[[Probe, int, int], bool]
+    ) -> tuple[int, int]:
+        """(rows, past) of the longest step that `reaches` holds for, given its probe.
+
+        Tries descending `lengths`, of the past or without caches of the new rows, then looks
+        between the first that will do and the one before it: a graph may have a fixed context.
+        """
+
+        def step(length: int) -> tuple[int, int]:
+            return (1, length) if self.has_caches else (length, 0)
+
+        def holds(length: int) -> bool:
+            return reaches(self.probe(*step(length)), *step(length))
+
+        found = next((place for place, length in enumerate(lengths) if holds(length)), None)
+        if found is None:
+            return step(lengths[-1])
+        low, high = lengths[found], lengths[found - 1] if found else lengths[found] + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if holds(middle) else (low, middle)
+        return step(low)
 
     def probe(self, rows: int, past: int) -> Probe:
         """A probe of the function on `rows` tokens behind `past` positions.

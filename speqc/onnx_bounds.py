@@ -13,6 +13,12 @@ from speqc.onnx_symbols import Affine, affine, elements
 
 ALL_POSITIONS = Affine(0, 1, 1)
 
+COUNTERS = frozenset({"Range", "CumSum"})
+"""Operators that positions come from where the graph counts them itself."""
+
+STEPS = frozenset({"Cast", "Reshape", "Squeeze", "Unsqueeze", "Expand", "Identity", "Add", "Sub"})
+"""Operators between positions and a table that they index: one row for each position."""
+
 
 def decided_operand(graph: ir.Graph, node: ir.Node) -> ir.Value | None:
     """The operand that a `Min` or `Max` of two integers is in every step; None if that varies."""
@@ -45,8 +51,7 @@ def _is_at_most(graph: ir.Graph, small: Affine, large: Affine) -> bool:
 
 
 def _positions(graph: ir.Graph) -> int | None:
-    """The fewest rows of a table of floats that something besides the tokens indexes."""
-    tokens = find_token_input(graph)
+    """The fewest rows of a table of floats that positions index."""
     sizes = []
     for node in graph:
         if node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 0:
@@ -56,15 +61,16 @@ def _positions(graph: ir.Graph) -> int | None:
             continue
         tensor = table.const_value
         is_table = tensor.dtype in FLOATS and len(tensor.shape) == 2
-        if is_table and indices.const_value is None and _source(indices) is not tokens:
+        if is_table and _is_counted(indices, find_token_input(graph)):
             sizes.append(tensor.shape.numpy()[0])
     return min(sizes, default=None)
 
 
-def _source(value: ir.Value) -> ir.Value:
-    """The value before operators that only move or convert it."""
-    while (node := value.producer()) is not None and node.op_type in ("Cast", "Reshape"):
-        source = node.inputs[0]
-        assert source is not None
-        value = source
-    return value
+def _is_counted(value: ir.Value, tokens: ir.Value | None) -> bool:
+    """Whether a value is positions, given or counted, at most moved or shifted."""
+    node = value.producer()
+    if node is None:
+        return value.const_value is None and value is not tokens and value.dtype in INTEGERS
+    if node.op_type not in STEPS:
+        return node.op_type in COUNTERS
+    return any(entry is not None and _is_counted(entry, tokens) for entry in node.inputs)

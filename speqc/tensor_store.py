@@ -206,7 +206,7 @@ def _scan(
 def _is_transpose(first: StoredTensor, second: StoredTensor) -> bool:
     """Whether two matrices of transposed shapes have the same bits."""
     rows, columns = first.shape
-    step = max(1, CHUNK // columns)
+    step = max(1, CHUNK // max(1, columns))
     return all(
         np.array_equal(
             first.read_rows(start, start + step).view(np.uint16),

@@ -119,6 +119,23 @@ def test_a_table_of_positions_decides(
     assert choice(operator, first, second, limit, rows) == expected
 
 
+def test_a_table_of_something_else_decides_nothing() -> None:
+    """Eight rows that remainders index say nothing of how many positions there are."""
+    nodes = [
+        *LENGTHS,
+        helper.make_node("Min", ["c128", "t"], ["c"]),
+        helper.make_node("Mod", ["places", "eight"], ["rest"]),
+        helper.make_node("Gather", ["table", "rest"], ["y"]),
+    ]
+    tables = {
+        "c128": np.array([128]),
+        "eight": np.array([8]),
+        "table": np.zeros((8, 8), np.float16),
+    }
+    model = inferred(nodes, tables)
+    assert decided_operand(model.graph, node_of(model, "Min")) is None
+
+
 def test_sizes_of_inner_tensors_are_read_off_the_inputs() -> None:
     nodes = [
         *LENGTHS,

@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Sequence
+from difflib import get_close_matches
 from itertools import pairwise
 from typing import IO
 
@@ -10,6 +11,7 @@ from xdsl.universe import XDSL_UNIVERSE
 from xdsl.utils.exceptions import ArgSpecParseError, DiagnosticException, ParseError
 from xdsl.xdsl_opt_main import xDSLOptMain
 
+from speqc.pipeline import PASSES
 from speqc.runtime.errors import SpeqcError
 from speqc.universe import SPEQC_UNIVERSE
 
@@ -58,11 +60,21 @@ def main(arguments: Sequence[str]) -> None:
     try:
         driver = SpeqcOptMain("Run passes over IR of speqc's dialects", list(arguments))
     except (ArgSpecParseError, ValueError) as error:
-        raise SpeqcError(f"-p: {error}") from error
+        raise SpeqcError(f"-p: {error}{_suggestion(str(error))}") from error
     try:
         driver.run()
     except (ParseError, DiagnosticException, UnicodeDecodeError) as error:
         raise SpeqcError(describe_ir_error(error, driver.get_input_name())) from error
+
+
+def _suggestion(error: str) -> str:
+    """A pass of ours whose name is near to one that an error names in quotes, or nothing."""
+    near = [
+        match
+        for name in re.findall(r"'([^']+)'", error)
+        for match in get_close_matches(name, PASSES, n=1)
+    ]
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def describe_ir_error(error: Exception, file: str) -> str:

@@ -43,7 +43,9 @@ def read_replay(path: Path, prompt_length: int | None = None) -> Replay:
     """
     try:
         return _replay(json.loads(path.read_text("utf-8")), prompt_length)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
+        raise SpeqcError(f"{path}: not a report of 'speqc run --json': no field {error}") from error
+    except (ValueError, TypeError, AttributeError) as error:
         raise SpeqcError(f"{path}: not a report of 'speqc run --json': {error!r}") from error
 
 

@@ -4,12 +4,12 @@ A ``Target`` is plain data. It comes from a strict mapping (a TOML file, or the 
 a ``pe`` program), so that a misspelt or absurd value is reported instead of silently timed.
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from speqc.runtime.errors import SpeqcError
+from speqc.runtime.near_names import unknown_key
 
 
 class TargetError(SpeqcError):
@@ -86,7 +86,8 @@ def from_mapping(mapping: Mapping[str, Any], where: str) -> Target:
     weight SRAM that its banks do not divide.
     """
     for key in mapping:
-        _check_key(key, where)
+        if key not in FIELD_NAMES:
+            raise TargetError(f"{where}: {unknown_key(key, FIELD_NAMES)}")
     for key in FIELD_NAMES:
         if key not in mapping:
             raise TargetError(f"{where}: {key} is missing; expected {_expectation(key)}")
@@ -98,14 +99,6 @@ def from_mapping(mapping: Mapping[str, Any], where: str) -> Target:
             f"got {target.weight_sram_banks} banks of {target.weight_sram_bytes} bytes"
         )
     return target
-
-
-def _check_key(key: str, where: str) -> None:
-    if key in FIELD_NAMES:
-        return
-    near = difflib.get_close_matches(key, FIELD_NAMES, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(FIELD_NAMES)}"
-    raise TargetError(f"{where}: unknown key {key!r}; {hint}")
 
 
 def _check_value(key: str, value: object, where: str) -> None:

@@ -227,12 +227,11 @@ def load_artifact(path: Path) -> Artifact:
 def _read_manifest(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise SpeqcError(f"{path}: there is no such artifact")
-    if path.suffix == ".onnx":
-        raise SpeqcError(
-            f"{path}: is a model, not an artifact: compile it with 'speqc compile' first"
-        )
     if not is_artifact(path):
-        raise SpeqcError(f"{path}: not a speqc artifact (a folder that 'speqc compile' writes)")
+        hint = "; compile it first" if path.suffix == ".onnx" else ""
+        raise SpeqcError(
+            f"{path}: not a speqc artifact (a folder that 'speqc compile' writes){hint}"
+        )
     manifest = json.loads((path / MANIFEST).read_bytes())
     if manifest.get("version") != VERSION:
         raise SpeqcError(

@@ -52,7 +52,7 @@ def _is_at_most(graph: ir.Graph, small: Affine, large: Affine) -> bool:
 
 def _positions(graph: ir.Graph) -> int | None:
     """The fewest rows of a table of floats that positions index."""
-    sizes = []
+    tokens, sizes = find_token_input(graph), []
     for node in graph:
         if node.op_type != "Gather" or node.attributes.get_int("axis", 0) != 0:
             continue
@@ -61,16 +61,24 @@ def _positions(graph: ir.Graph) -> int | None:
             continue
         tensor = table.const_value
         is_table = tensor.dtype in FLOATS and len(tensor.shape) == 2
-        if is_table and _is_counted(indices, find_token_input(graph)):
+        if is_table and _is_counted(indices, tokens):
             sizes.append(tensor.shape.numpy()[0])
     return min(sizes, default=None)
 
 
 def _is_counted(value: ir.Value, tokens: ir.Value | None) -> bool:
     """Whether a value is positions, given or counted, at most moved or shifted."""
-    node = value.producer()
-    if node is None:
-        return value.const_value is None and value is not tokens and value.dtype in INTEGERS
-    if node.op_type not in STEPS:
-        return node.op_type in COUNTERS
-    return any(entry is not None and _is_counted(entry, tokens) for entry in node.inputs)
+    pending, seen = [value], {value}
+    while pending:
+        value = pending.pop()
+        node = value.producer()
+        if node is None:
+            if value.const_value is None and value is not tokens and value.dtype in INTEGERS:
+                return True
+        elif node.op_type in COUNTERS:
+            return True
+        elif node.op_type in STEPS:
+            new = {entry for entry in node.inputs if entry is not None} - seen
+            pending += new
+            seen |= new
+    return False

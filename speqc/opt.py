@@ -3,7 +3,6 @@
 import argparse
 import re
 from collections.abc import Sequence
-from difflib import get_close_matches
 from itertools import pairwise
 from typing import IO
 
@@ -13,6 +12,7 @@ from xdsl.xdsl_opt_main import xDSLOptMain
 
 from speqc.pipeline import PASSES
 from speqc.runtime.errors import SpeqcError
+from speqc.runtime.near_names import did_you_mean
 from speqc.universe import SPEQC_UNIVERSE
 
 
@@ -69,12 +69,9 @@ def main(arguments: Sequence[str]) -> None:
 
 def _suggestion(error: str) -> str:
     """A pass of ours whose name is near to one that an error names in quotes, or nothing."""
-    near = [
-        match
-        for name in re.findall(r"'([^']+)'", error)
-        for match in get_close_matches(name, PASSES, n=1)
-    ]
-    return f"; did you mean {near[0]}?" if near else ""
+    names = re.findall(r"'([^']+)'", error)
+    hint = next(filter(None, (did_you_mean(name, PASSES) for name in names)), "")
+    return f"; {hint}" if hint else ""
 
 
 def describe_ir_error(error: Exception, file: str) -> str:

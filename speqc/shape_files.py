@@ -3,15 +3,14 @@
 Shipped ones are found by name and are those of published configurations.
 """
 
-import difflib
 from collections.abc import Mapping
 from importlib.resources.abc import Traversable
-from pathlib import Path
 from typing import Any
 
 from speqc.decoder_shape import DecoderShape
 from speqc.runtime.errors import SpeqcError
-from speqc.strict_toml import read_toml, shipped_files
+from speqc.runtime.near_names import unknown_key
+from speqc.strict_toml import find_file, read_toml, shipped_files
 
 LARGEST = 1 << 24
 
@@ -49,21 +48,14 @@ def load_shape(name_or_path: str) -> DecoderShape:
     Raises SpeqcError, one line, for an unknown name, a file that is no TOML, and a key or value
     that no decoder has.
     """
-    if name_or_path.endswith(".toml"):
-        return _read(Path(name_or_path), name_or_path)
-    shipped = shipped_files("shapes")
-    if name_or_path not in shipped:
-        raise SpeqcError(
-            f"unknown shape {name_or_path!r}; known shapes: {', '.join(sorted(shipped))}, or the "
-            "path of a .toml file"
-        )
-    return _read(shipped[name_or_path], f"{name_or_path}.toml")
+    return _read(*find_file("shapes", name_or_path, "shape"))
 
 
 def _read(file: Traversable, where: str) -> DecoderShape:
     values = read_toml(file, where, "shape")
     for key in values:
-        _check_key(key, where)
+        if key not in KEYS:
+            raise SpeqcError(f"{where}: {unknown_key(key, KEYS)}")
     for key in KEYS:
         if key not in values:
             raise SpeqcError(f"{where}: {key} is missing; expected {_expectation(key)}")
@@ -78,14 +70,6 @@ def _read(file: Traversable, where: str) -> DecoderShape:
     values.pop("source")
     epsilon, tied = values.pop("norm_epsilon"), values.pop("tied_embeddings")
     return DecoderShape(**values, epsilon=epsilon, head="tied" if tied else "own")
-
-
-def _check_key(key: str, where: str) -> None:
-    if key in KEYS:
-        return
-    near = difflib.get_close_matches(key, KEYS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(KEYS)}"
-    raise SpeqcError(f"{where}: unknown key {key!r}; {hint}")
 
 
 def _is_valid(key: str, value: Any) -> bool:

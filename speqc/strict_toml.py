@@ -4,6 +4,7 @@ import re
 import tomllib
 from importlib import resources
 from importlib.resources.abc import Traversable
+from pathlib import Path
 from typing import Any
 
 from speqc.runtime.errors import SpeqcError
@@ -13,6 +14,24 @@ def shipped_files(folder: str) -> dict[str, Traversable]:
     """The TOML files in a folder of the package, by name without the ending."""
     files = resources.files("speqc").joinpath(folder).iterdir()
     return {file.name.removesuffix(".toml"): file for file in files if file.name.endswith(".toml")}
+
+
+def find_file(
+    folder: str, name_or_path: str, what: str, error: type[SpeqcError] = SpeqcError
+) -> tuple[Traversable, str]:
+    """A shipped file by name, or any whose name ends in `.toml`, and what to call it in messages.
+
+    Raises `error`, one line, for a name that is not shipped; `what` describes the file.
+    """
+    if name_or_path.endswith(".toml"):
+        return Path(name_or_path), name_or_path
+    shipped = shipped_files(folder)
+    if name_or_path not in shipped:
+        raise error(
+            f"unknown {what} {name_or_path!r}; known {what}s: {', '.join(sorted(shipped))}, "
+            "or the path of a .toml file"
+        )
+    return shipped[name_or_path], f"{name_or_path}.toml"
 
 
 def read_toml(

@@ -5,11 +5,10 @@
 
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
-from pathlib import Path
 from typing import Any
 
 from speqc.runtime.target import FIELD_NAMES, Target, TargetError, from_mapping
-from speqc.strict_toml import read_toml, shipped_files
+from speqc.strict_toml import find_file, read_toml, shipped_files
 
 DEFAULT_TARGET = "speq-64x64"
 
@@ -38,15 +37,7 @@ def load_target(name_or_path: str) -> Target:
 
 def read_target_file(name_or_path: str) -> TargetFile:
     """Return a target with its sources; argument and errors as for ``load_target``."""
-    if name_or_path.endswith(".toml"):
-        return _read(Path(name_or_path), name_or_path)
-    shipped = shipped_files("targets")
-    if name_or_path not in shipped:
-        raise TargetError(
-            f"unknown target {name_or_path!r}; known targets: {', '.join(sorted(shipped))}, "
-            "or the path of a .toml file"
-        )
-    return _read(shipped[name_or_path], f"{name_or_path}.toml")
+    return _read(*find_file("targets", name_or_path, "target", TargetError))
 
 
 def _read(file: Traversable, where: str) -> TargetFile:

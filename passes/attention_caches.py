@@ -9,7 +9,13 @@ from xdsl.ir import Operation, SSAValue
 
 from speqc.dialects.onnx import OnnxOp
 from speqc.passes.attention_latents import rows_from_caches
-from speqc.passes.attention_layout import CacheRead, cache_reads, is_grouped_query, on_new_rows
+from speqc.passes.attention_layout import (
+    CacheRead,
+    cache_reads,
+    is_grouped_query,
+    keeps_positions,
+    on_new_rows,
+)
 from speqc.passes.building import Builder
 from speqc.passes.matching import ANY, fail, producer, shape
 from speqc.passes.probe import opset_of
@@ -90,6 +96,8 @@ class Caches:
                 continue
             if not is_grouped_query(value, read, transposed=transposed, opset=self._opset):
                 raise fail(op, "heads of the cache are not laid out as grouped-query attention")
+            if not keeps_positions(read, self._opset):
+                raise fail(op, "it may not read all positions of its cache, each once, in order")
             return read
         return None
 
@@ -97,7 +105,8 @@ class Caches:
         """The first tensor on the way to `value` that is laid out as a cache's rows."""
         first = None
         for read in cache_reads(value):
-            if is_grouped_query(value, read, transposed=transposed, opset=self._opset):
+            is_read = is_grouped_query(value, read, transposed=transposed, opset=self._opset)
+            if is_read and keeps_positions(read, self._opset):
                 first = read
         return first
 

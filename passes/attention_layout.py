@@ -3,6 +3,7 @@
 Exporters repeat key and value heads for the query heads of their group, transpose keys, and scale
 them, in many ways. The operations on the way are not matched one by one: those that move elements
 are evaluated on a tensor of indices, which must come out as grouped-query attention reads a cache.
+That none of them drops, repeats or mixes positions is told by their structure, for any length.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ from xdsl.ir import Block, Operation, SSAValue
 from speqc.passes.building import Builder
 from speqc.passes.matching import ANY, constant_scalar, element_type, shape, tensor_type
 from speqc.passes.probe import Probe, operator
+from speqc.passes.row_rules import dynamic_axis, rows_of_result
 
 MOVERS = frozenset(
     {
@@ -34,25 +36,34 @@ MOVERS = frozenset(
 )
 """Operations whose result has elements of the first operand, moved or repeated."""
 
+POSITIONS = 2
+"""The dimension of positions in a cache [1, KV, T, D]."""
+
 SAMPLE_POSITIONS = 5
 """Number of positions in the sample of a cache."""
 
 
 class CacheRead(NamedTuple):
-    """How a product reads a cache: the cache's value, and what is done to its elements."""
+    """How a product reads a cache: the cache's value, and what is done to its elements.
+
+    `path` are all operations from the cache on, in order; `elementwise` those of them that change
+    elements, whose results are `aliases` of their operands.
+    """
 
     root: SSAValue
+    path: tuple[Operation, ...]
     elementwise: tuple[Operation, ...]
     aliases: dict[SSAValue, SSAValue]
 
 
 def cache_reads(value: SSAValue) -> Iterator[CacheRead]:
     """What `value` may be a reading of: itself, and each tensor on the way to its source."""
+    path: list[Operation] = []
     elementwise: list[Operation] = []
     aliases: dict[SSAValue, SSAValue] = {}
     source: SSAValue | None = value
     while source is not None:
-        yield CacheRead(source, tuple(elementwise), dict(aliases))
+        yield CacheRead(source, tuple(path), tuple(elementwise), dict(aliases))
         op = source.owner
         if isinstance(op, Block):
             return
@@ -62,6 +73,7 @@ def cache_reads(value: SSAValue) -> Iterator[CacheRead]:
             aliases[result] = source
         elif op.name in MOVERS and (op.name != "onnx.Concat" or len(set(op.operands)) == 1):
             source = op.operands[0]
+        path.insert(0, op)
 
 
 def _elementwise_source(op: Operation) -> SSAValue | None:
@@ -76,11 +88,25 @@ def _elementwise_source(op: Operation) -> SSAValue | None:
     return varying[0]
 
 
+def keeps_positions(read: CacheRead, opset: int) -> bool:
+    """Whether a reading has every position of its cache once, in order, however many there are."""
+    if dynamic_axis(read.root) != POSITIONS:
+        return False
+    rows, end = {read.root: 1}, read.root
+    for op in read.path:
+        each = rows_of_result(op, rows, opset)
+        if each is None:
+            return False
+        end = op.results[0]
+        rows[end] = each
+    return rows[end] == 1
+
+
 def is_grouped_query(value: SSAValue, read: CacheRead, *, transposed: bool, opset: int) -> bool:
     """Whether `value` is the cache as H query heads read it: head h has cache head h // (H / KV).
 
     The batch of one may be missing. `transposed`: the last two dimensions are channels and
-    positions, as for keys.
+    positions, as for keys. Looks at a few positions: `keeps_positions` speaks of all.
     """
     if len(shape(read.root)) != 4 or len(shape(value)) not in (3, 4):
         return False

@@ -5,7 +5,7 @@ positions, and (in a batch of one, without padding) a row of ones. So its subgra
 it, can be run.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from speqc.passes.attention_bias import Bias, BiasSample, find_bias
 from speqc.passes.attention_scores import Mask
 from speqc.passes.matching import fail
 from speqc.passes.probe import Probe
-from speqc.passes.step_samples import StepSampler
+from speqc.passes.step_samples import LONG_PASTS, Step, StepProbes, StepSampler
 
 ROWS, PASTS = (1, 2, 5, 16), (0, 1, 7, 33)
 """Numbers of new tokens and of past positions that masks are evaluated for, all combinations."""
@@ -24,13 +24,8 @@ ROWS, PASTS = (1, 2, 5, 16), (0, 1, 7, 33)
 SHORT_STEP = (2, 3)
 """(rows, past) of the step that tells whether a value depends on lengths alone."""
 
-LONG_PASTS = (65_535, 1_023, 255, 63)
-"""Pasts that no sliding window reaches over; from the shorter ones the longest is sought that a
-graph with a fixed context can be evaluated for."""
-
-LONG_ROWS = (4_200, 1_023, 255, 64)
-"""As many new tokens, for graphs without caches: a longer window can't be told from none there."""
-
+LONGEST_BIASED = 65_535
+"""The longest past to try for a position bias, which has numbers for each head."""
 
 CEILING = -65504.0 / 16
 """So low that a score below it has no weight: FP16's lowest over the scale of heads of 256."""
@@ -51,12 +46,18 @@ class Seen:
 
 @dataclass
 class MaskReader:
-    """Classifies masks of one function; remembers probes and results, as layers share masks."""
+    """Classifies masks of one function; remembers probes and results, as layers share masks.
+
+    `proved` is the number of positions up to which all that was asked holds, None before.
+    """
 
     sampler: StepSampler
-    _probes: dict[tuple[int, int], Probe] = field(default_factory=dict)
+    proved: int | None = None
     _seen: dict[tuple, Seen] = field(default_factory=dict)
-    _long: dict[tuple[SSAValue, ...], tuple[int, int]] = field(default_factory=dict)
+    _long: dict[tuple, Step] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self._probes = StepProbes(self.sampler)
 
     def known(self, value: SSAValue) -> bool:
         """Whether `value` depends on nothing but lengths, mask and positions."""
@@ -65,17 +66,18 @@ class MaskReader:
 
     def samples(self, value: SSAValue) -> Iterator[tuple[int, int, NDArray]]:
         """(rows, past, value) of a known value in steps of several lengths, where it has one."""
-        for rows, past in self._steps():
+        for rows, past in (*self._steps(), self._long_step(value)):
             found = self._probe(rows, past).value(value)
             if found is not None:
                 yield rows, past, found
 
     def is_never(self, condition: SSAValue) -> bool:
         """Whether a condition is false everywhere, in every step."""
-        for rows, past in (*self._steps(), self._long_step(condition)):
-            value = self._probe(rows, past).value(condition)
-            if value is None or value.any():
-                return False
+        steps = [*self._steps(), self._far_step([condition])]
+        values = [self._probe(*step).value(condition) for step in steps]
+        if any(value is None or value.any() for value in values):
+            return False
+        self.limit(sum(steps[-1]))
         return True
 
     def read(self, op: Operation, masks: tuple[Mask, ...], *, causal: bool = False) -> Seen:
@@ -124,7 +126,7 @@ class MaskReader:
                 self._value(masks[adding], rows, past).astype(np.float32),
                 self._roughly_seen(masks, rows, past, is_causal),
             )
-            for rows, past in (*self._steps(), self._long_step(*(mask.value for mask in masks)))
+            for rows, past in (*self._steps(), self._long_mask(masks, adding))
         ]
         # A bias at a far position may be as low as a mask: a first bias tells them apart.
         bias = find_bias(samples[:-1])
@@ -142,12 +144,13 @@ class MaskReader:
         self, op: Operation, masks: tuple[Mask, ...], is_causal: bool, found: Seen
     ) -> int | None:
         """The length of the window; SpeqcError if masks are neither causal nor that with one."""
-        rows, past = long = self._long_step(*(mask.value for mask in masks))
+        rows, past = long = self._long_mask(masks, found.adding)
         admitted = int(self._admitted(masks, rows, past, is_causal, found)[-1].sum())
         window = admitted if admitted < rows + past else None
         steps = [*self._steps(), long]
         if window is not None and self.sampler.has_caches:
-            steps += [(1, window - 1), (2, max(window - 2, 0)), (5, window)]
+            edges = [(1, window - 1), (2, max(window - 2, 0)), (5, window)]
+            steps += [(few, min(before, sum(long) - few)) for few, before in edges]
         for rows, past in steps:
             seen = self._admitted(masks, rows, past, is_causal, found)
             if not np.array_equal(seen, causal_mask(rows, past, window)):
@@ -158,23 +161,52 @@ class MaskReader:
                 )
         return window
 
-    def _long_step(self, *values: SSAValue) -> tuple[int, int]:
-        """(rows, past) of the longest step that all values can be evaluated for."""
-        if values not in self._long:
-            lengths = LONG_PASTS if self.sampler.has_caches else LONG_ROWS
-            self._long[values] = self.sampler.longest_step(
-                lengths,
+    def _long_mask(self, masks: tuple[Mask, ...], adding: int | None) -> Step:
+        """The longest step that masks can be evaluated for; `adding`: with a position bias."""
+        longest = LONG_PASTS[0] if adding is None else LONGEST_BIASED
+        return self._long_step(*(mask.value for mask in masks), longest=longest)
+
+    def _long_step(self, *values: SSAValue, longest: int = LONG_PASTS[0]) -> Step:
+        """(rows, past) of the longest step with all values; what is asked holds up to there."""
+        step = self._far_step(values, longest)
+        self.limit(sum(step))
+        return step
+
+    def _far_step(self, values: Sequence[SSAValue], longest: int = LONG_PASTS[0]) -> Step:
+        key = (longest, *values)
+        if key not in self._long:
+            self._long[key] = self._probes.longest_step(
                 lambda probe, rows, past: all(
                     _reaches(probe, value, past + rows) for value in values
                 ),
+                longest,
             )
-        return self._long[values]
+        return self._long[key]
+
+    def limit(self, positions: int) -> None:
+        """Note that something is known of so many positions only."""
+        self.proved = min(self.proved or positions, positions)
 
     def is_length(self, value: SSAValue, fewer: int) -> bool:
         """Whether all elements of `value` are past + rows - `fewer` in every step."""
-        for rows, past in self._steps():
+        return self._is_everywhere(
+            value, lambda found, rows, past: bool((found == past + rows - fewer).all())
+        )
+
+    def is_positions(self, value: SSAValue) -> bool:
+        """Whether `value` is the positions of the new tokens, past, past + 1, ..., everywhere."""
+        return self._is_everywhere(
+            value,
+            lambda found, rows, past: np.array_equal(
+                found.reshape(-1), np.arange(past, past + rows)
+            ),
+        )
+
+    def _is_everywhere(self, value: SSAValue, holds: Callable[[NDArray, int, int], bool]) -> bool:
+        """Whether `value` can be evaluated in every step, and `holds` there."""
+        for rows, past in (*self._steps(), self._long_step(value)):
             found = self._probe(rows, past).value(value)
-            if found is None or (found != past + rows - fewer).any():
+            if found is None or not holds(found, rows, past):
                 return False
         return True
 
@@ -231,9 +263,7 @@ class MaskReader:
             ) from None
 
     def _probe(self, rows: int, past: int) -> Probe:
-        if (rows, past) not in self._probes:
-            self._probes[rows, past] = self.sampler.probe(rows, past)
-        return self._probes[rows, past]
+        return self._probes.probe(rows, past)
 
     def _steps(self) -> Iterable[tuple[int, int]]:
         pasts = PASTS if self.sampler.has_caches else (0,)

@@ -14,13 +14,16 @@ from speqc.dialects.onnx import OnnxOp
 from speqc.dialects.speq import PositionsOp, RotaryOp
 from speqc.passes.attention_caches import Caches
 from speqc.passes.attention_form import AttentionForm
-from speqc.passes.attention_mask import MaskReader, Seen
+from speqc.passes.attention_mask import CEILING, MaskReader, Seen
 from speqc.passes.attention_scores import Mask, float_type
 from speqc.passes.building import Builder
 from speqc.passes.heads import rotary_table, split_heads
-from speqc.passes.matching import constant_array, element_type, fail, shape
+from speqc.passes.matching import ANY, constant_array, element_type, fail, shape
 
 MINUS_INFINITY = float("-inf")
+
+MASK_FILTER = -10_000.0
+"""What ONNX Runtime adds to hidden scores where the node says nothing."""
 
 NO_CACHE = "its past and present are not a cache among inputs and outputs"
 
@@ -42,8 +45,8 @@ def _read_attention(op: OnnxOp, masks: MaskReader, caches: Caches) -> AttentionF
     joined = len(shape(query)) == 3
     if joined:
         heads, kv_heads = op.integer("q_num_heads", 0), op.integer("kv_num_heads", 0)
-        query = split_heads(builder, query, heads)
-        key, value = (split_heads(builder, rows, kv_heads) for rows in (key, value))
+        query = _split(op, builder, query, heads)
+        key, value = (_split(op, builder, rows, kv_heads) for rows in (key, value))
     if past[0] is None:
         key, value = (_new_rows(op, rows, caches, builder) for rows in (key, value))
     return _biased(_form(op, query, key, value, seen.window, joined=joined), seen)
@@ -67,9 +70,6 @@ def _read_group_query(op: OnnxOp, masks: MaskReader, caches: Caches) -> Attentio
     """`onnx.microsoft.GroupQueryAttention`, with queries, keys and values packed or not."""
     past = op.input("past_key"), op.input("past_value")
     _check_caches(op, past, caches)
-    for name in ("attention_bias", "k_scale", "v_scale"):
-        if op.input(name) is not None:
-            raise fail(op, f"the input {name} is not supported")
     if op.integer("local_window_size", -1) != -1:
         raise fail(op, "local_window_size is not supported")
     last, total = op.input("seqlens_k"), op.input("total_sequence_length")
@@ -80,7 +80,14 @@ def _read_group_query(op: OnnxOp, masks: MaskReader, caches: Caches) -> Attentio
     builder = Builder(op)
     query, key, value = _heads(op, builder)
     if op.integer("do_rotary", 0) == 1:
-        query, key = _rotated(op, builder, caches.tokens, query, key)
+        positions = op.input("position_ids")
+        if positions is not None and not masks.is_positions(positions):
+            raise fail(op, "position_ids are not the positions of the new tokens")
+        tables = _tables(op)
+        for rows in (shape(table)[0] for table in tables):
+            if rows != ANY:
+                masks.limit(rows)
+        query, key = _rotated(op, builder, caches.tokens, tables, (query, key))
     form = _form(op, query, key, value, None, joined=True)
     return replace(form, sinks=_sinks(op))
 
@@ -99,9 +106,6 @@ def _sinks(op: OnnxOp) -> tuple[float, ...] | None:
 
 def _read_multi_head(op: OnnxOp, masks: MaskReader, caches: Caches) -> AttentionForm | None:
     """`onnx.microsoft.MultiHeadAttention`, its caches its own or appended to before."""
-    for name in ("bias", "key_padding_mask", "past_sequence_length", "cache_indirection"):
-        if op.input(name) is not None:
-            raise fail(op, f"the input {name} is not supported")
     past, key, value = (
         (op.input("past_key"), op.input("past_value")),
         op.input("key"),
@@ -114,10 +118,12 @@ def _read_multi_head(op: OnnxOp, masks: MaskReader, caches: Caches) -> Attention
         _check_caches(op, past, caches)
     elif causal and masks.sampler.has_caches:
         raise fail(op, "unidirectional counts queries from the first of all positions")
+    if causal and op.number("mask_filter_value", MASK_FILTER) > CEILING:
+        raise fail(op, "mask_filter_value is no large negative number")
     mask = op.input("attention_bias")
     seen = masks.read(op, () if mask is None else (Mask(op, mask),), causal=causal)
     builder, heads = Builder(op), op.integer("num_heads", 0)
-    query, key, value = (split_heads(builder, rows, heads) for rows in (op.operands[0], key, value))
+    query, key, value = (_split(op, builder, rows, heads) for rows in (op.operands[0], key, value))
     if past[0] is None:
         key, value = (_new_rows(op, rows, caches, builder) for rows in (key, value))
     return _biased(_form(op, query, key, value, seen.window, joined=True), seen)
@@ -128,30 +134,54 @@ def _heads(op: OnnxOp, builder: Builder) -> tuple[SSAValue, SSAValue, SSAValue]:
     heads, kv_heads = op.integer("num_heads", 0), op.integer("kv_num_heads", 0)
     query, key, value = op.operands[0], op.input("key"), op.input("value")
     if key is None or value is None:
-        width = shape(query)[-1] // (heads + 2 * kv_heads)
+        width = _width(op, query, heads + 2 * kv_heads)
         sizes = (heads * width, kv_heads * width, kv_heads * width)
         query, key, value = builder.split(query, sizes)
     return (
-        split_heads(builder, query, heads),
-        split_heads(builder, key, kv_heads),
-        split_heads(builder, value, kv_heads),
+        _split(op, builder, query, heads),
+        _split(op, builder, key, kv_heads),
+        _split(op, builder, value, kv_heads),
     )
 
 
+def _split(op: OnnxOp, builder: Builder, rows: SSAValue, heads: int) -> SSAValue:
+    """[1, M, H * D] -> [1, H, M, D]; SpeqcError where the channels are not so many heads'."""
+    _width(op, rows, heads)
+    return split_heads(builder, rows, heads)
+
+
+def _width(op: OnnxOp, rows: SSAValue, heads: int) -> int:
+    """Channels of each head."""
+    channels = shape(rows)[-1]
+    if heads < 1 or channels < 1 or channels % heads:
+        raise fail(op, f"{channels} channels can't be cut into {heads} heads")
+    return channels // heads
+
+
+def _tables(op: OnnxOp) -> tuple[SSAValue, SSAValue]:
+    """The operator's tables of cosines and sines, a row for each position."""
+    cos, sin = op.input("cos_cache"), op.input("sin_cache")
+    if cos is None or sin is None:
+        raise fail(op, "do_rotary without cos_cache and sin_cache")
+    return cos, sin
+
+
 def _rotated(
-    op: OnnxOp, builder: Builder, tokens: SSAValue, query: SSAValue, key: SSAValue
+    op: OnnxOp,
+    builder: Builder,
+    tokens: SSAValue,
+    tables: tuple[SSAValue, SSAValue],
+    heads: tuple[SSAValue, SSAValue],
 ) -> tuple[SSAValue, SSAValue]:
-    """Queries and keys with rotary embedding from the operator's tables."""
-    tables = [op.input("cos_cache"), op.input("sin_cache")]
+    """Queries and keys with rotary embedding from tables."""
     positions = PositionsOp(tokens)
     builder.add(positions)
     interleaved = op.integer("rotary_interleaved", 0) == 1
     cos, sin = (
         rotary_table(builder, builder.gather(table, positions.result), interleaved=interleaved)
         for table in tables
-        if table is not None
     )
-    rotaries = [RotaryOp(x, cos, sin, interleaved=interleaved) for x in (query, key)]
+    rotaries = [RotaryOp(x, cos, sin, interleaved=interleaved) for x in heads]
     for rotary in rotaries:
         builder.add(rotary)
     return rotaries[0].result, rotaries[1].result
@@ -172,6 +202,8 @@ def _form(
     op: OnnxOp, query: SSAValue, key: SSAValue, value: SSAValue, window: int | None, *, joined: bool
 ) -> AttentionForm:
     type = float_type(op, op.results[0])
+    if shape(query)[-1] < 1:
+        raise fail(op, "its heads have no channels")
     softcap = op.number("softcap", 0)
     return AttentionForm(
         last=op,

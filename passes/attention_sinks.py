@@ -30,7 +30,8 @@ def read_sinks(scores: Scores, masks: MaskReader, heads: int) -> tuple[float, ..
         if (value != first).any():
             raise fail(op, "the score that is appended to those of the positions is no constant")
         found = first
-    assert found is not None
+    if found is None:
+        raise fail(op, "the score that is appended to those of the positions can't be evaluated")
     if scores.rounding is not None and op.is_before_in_block(scores.rounding):
         found = found.astype(np.float16)
     return tuple(float(number) for number in found[:, 0])

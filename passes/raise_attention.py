@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from xdsl.context import Context
 from xdsl.dialects.builtin import ArrayAttr, FloatAttr, ModuleOp
 from xdsl.dialects.func import FuncOp
+from xdsl.ir import Block, SSAValue
 from xdsl.passes import ModulePass
 from xdsl.rewriter import InsertPoint, Rewriter
 from xdsl.transforms.dead_code_elimination import region_dce
 
 from speqc.dialects.onnx import OnnxOp
 from speqc.dialects.speq import AttentionOp, CacheAppendOp, CacheOp
+from speqc.passes.argument_roles import Argument, Role
 from speqc.passes.attention_caches import Caches
 from speqc.passes.attention_form import AttentionForm
 from speqc.passes.attention_mask import MaskReader
@@ -28,15 +30,29 @@ from speqc.passes.attention_softmax import read_softmax
 from speqc.passes.building import Builder, replace_result
 from speqc.passes.heads import join_heads
 from speqc.passes.matching import ANY, element_type, fail, main_function, shape, tensor_type
+from speqc.passes.operator_parts import check_parts
 from speqc.passes.step_samples import (
-    Argument,
-    Role,
     StepSampler,
     cache_pairs,
     erase_arguments,
     step_arguments,
 )
 from speqc.runtime.errors import SpeqcError
+from speqc.runtime.module_attributes import limit_proved
+
+GUARDED = frozenset(
+    {
+        "onnx.Cast",
+        "onnx.Identity",
+        "onnx.MatMul",
+        "onnx.Reshape",
+        "onnx.Slice",
+        "onnx.Squeeze",
+        "onnx.Transpose",
+        "onnx.Unsqueeze",
+    }
+)
+"""Operations between a softmax and a replacement in rows that see nothing."""
 
 
 @dataclass
@@ -60,6 +76,7 @@ class _Raiser:
             if is_softmax(op):
                 form = read_softmax(op, self.masks, self.caches)
             elif isinstance(op, OnnxOp) and op.name in OPERATORS:
+                check_parts(op)
                 form = OPERATORS[op.name](op, self.masks, self.caches)
             if form is not None:
                 self._raise(form)
@@ -112,17 +129,37 @@ def _number(number: float | None, form: AttentionForm) -> FloatAttr | None:
     return None if number is None else FloatAttr(number, form.scale_type or form.score_type)
 
 
-def _drop_idle_replacements(function: FuncOp, masks: MaskReader) -> None:
-    """Bypass each `onnx.Where` that never replaces anything, such as rows that see no position."""
-    for op in function.body.block.ops:
+def _drop_idle_guards(function: FuncOp, masks: MaskReader) -> None:
+    """Bypass each `onnx.Where` that never replaces what attention gives for a row.
+
+    Exporters write such a one for rows that see no position. Any other replacement stays, idle or
+    not: what a condition on lengths is beyond the longest sample nobody knows.
+    """
+    for op in list(function.body.block.ops):
         if op.name != "onnx.Where" or not masks.known(op.operands[0]):
             continue
         kept = op.operands[2]
-        if kept.type == op.results[0].type and masks.is_never(op.operands[0]):
+        if kept.type != op.results[0].type or not _is_of_attention(kept):
+            continue
+        if masks.is_never(op.operands[0]):
             op.results[0].replace_all_uses_with(kept)
+            Rewriter.erase_op(op)
 
 
-def _drop_presents(module: ModuleOp, function: FuncOp) -> None:
+def _is_of_attention(value: SSAValue) -> bool:
+    """Whether a value is probabilities over positions, their sums of values, or both moved."""
+    while not isinstance(op := value.owner, Block):
+        if is_softmax(op):
+            return shape(op.results[0])[-1] == ANY
+        if op.name in OPERATORS:
+            return True
+        if op.name not in GUARDED:
+            return False
+        value = op.operands[0]
+    return False
+
+
+def drop_presents(module: ModuleOp, function: FuncOp) -> None:
     """Take the caches out of the function's results."""
     returned = function.get_return_op()
     assert returned is not None
@@ -151,6 +188,15 @@ def _check_unused(argument: Argument) -> None:
         )
 
 
+def _check_raised(function: FuncOp, layers: int) -> None:
+    """Raise SpeqcError where attention is left, or where there was none."""
+    for op in function.body.block.ops:
+        if is_softmax(op) and shape(op.results[0])[-1] == ANY:
+            raise fail(op, "no attention over a cache found around it")
+    if not layers:
+        raise SpeqcError("no attention over a cache found")
+
+
 @dataclass(frozen=True)
 class RaiseAttentionPass(ModulePass):
     """Raise spelt-out attention and its cache to `speq.attention`."""
@@ -168,16 +214,12 @@ class RaiseAttentionPass(ModulePass):
         if function is None or (raised and not cache_pairs(op)):
             return
         masks = MaskReader(StepSampler(op, function))
-        _drop_idle_replacements(function, masks)
+        _drop_idle_guards(function, masks)
         raiser = _Raiser(op, function, masks, Caches(op, function))
         raiser.raise_all()
-        if not raiser.layers:
-            raise SpeqcError(
-                "no attention over a cache found; export the model with its key and value cache "
-                "as inputs and outputs"
-            )
-        _drop_presents(op, function)
+        drop_presents(op, function)
         region_dce(op.body)
+        _check_raised(function, raiser.layers)
         arguments = step_arguments(op, function)
         gone = [argument for argument in arguments if argument.role in (Role.CACHE, Role.MASK)]
         tokens = next((argument for argument in arguments if argument.role is Role.TOKENS), None)
@@ -187,3 +229,5 @@ class RaiseAttentionPass(ModulePass):
             _check_unused(argument)
         erase_arguments(op, function, [argument.value for argument in gone])
         op.attributes.pop("onnx.kv_pairs", None)
+        if masks.proved is not None:
+            limit_proved(op, masks.proved)

@@ -39,6 +39,7 @@ from speqc.passes.matching import (
 )
 from speqc.passes.probe import Probe, Sample, operator, opset_of
 from speqc.runtime.ir_values import numpy_dtype
+from speqc.runtime.module_attributes import recompute_reason
 from speqc.runtime.vector_elementwise import ELEMENTWISE
 from speqc.runtime.vector_ops import VECTOR_OPS
 
@@ -283,7 +284,12 @@ class RaiseExpertsPass(ModulePass):
     name = "raise-experts"
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
-        """Rewrite the step @full in place."""
+        """Rewrite the step @full in place.
+
+        A step that recomputes its prefix stays as it is: it computes all experts.
+        """
+        if recompute_reason(op) is not None:
+            return
         for function in step_functions(op):
             if function.sym_name.data == FULL:
                 _raise(function, opset_of(op))

@@ -5,6 +5,7 @@ transposed, gives logits is one declaration. The imported function, by then one 
 becomes the step function `@full`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from xdsl.transforms.dead_code_elimination import region_dce
 from speqc.dialects.digests import NO_BYTES
 from speqc.dialects.onnx import InitializerOp, OnnxOp
 from speqc.dialects.speq import EmbeddingOp, MatmulOp, View, ViewOp, ViewType, WeightOp
+from speqc.passes.argument_roles import Argument
 from speqc.passes.building import Builder, replace_result
 from speqc.passes.matching import (
     ANY,
@@ -29,8 +31,13 @@ from speqc.passes.matching import (
     shape,
     tensor_type,
 )
-from speqc.passes.step_samples import erase_arguments, step_arguments, tokens_argument
+from speqc.passes.step_samples import (
+    erase_arguments,
+    step_arguments,
+    tokens_argument,
+)
 from speqc.passes.weight_names import WeightNames
+from speqc.runtime.errors import SpeqcError
 
 
 class _Matrix(NamedTuple):
@@ -182,6 +189,17 @@ RULES = {
 }
 
 
+def _check_fed(arguments: Sequence[Argument], tokens: SSAValue) -> None:
+    """Raise SpeqcError if a step that came from a file needs anything but tokens."""
+    for argument in arguments:
+        if argument.value is not tokens:
+            raise SpeqcError(
+                f"input '{argument.name}' [{', '.join(argument.dims)}] is neither tokens, "
+                "positions, a mask nor a cache by what the graph does with it, and its name does "
+                "not tell: speqc does not know what to feed"
+            )
+
+
 def _name_step(module: ModuleOp, function: FuncOp) -> None:
     """Make the imported function the step function `@full`."""
     function.properties["sym_name"] = StringAttr("full")
@@ -220,4 +238,6 @@ class RaiseLinearPass(ModulePass):
         region_dce(op.body)
         unused = [a.value for a in arguments if a.value is not tokens and not a.value.uses]
         erase_arguments(op, function, unused)
+        if function.arg_attrs is not None:
+            _check_fed(step_arguments(op, function), tokens)
         _name_step(op, function)

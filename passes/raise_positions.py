@@ -7,6 +7,7 @@ graph for several lengths and comparing it with past, past + 1, ...
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from xdsl.context import Context
@@ -17,17 +18,20 @@ from xdsl.passes import ModulePass
 from xdsl.transforms.dead_code_elimination import region_dce
 
 from speqc.dialects.speq import PositionsOp
-from speqc.passes.attention_mask import LONG_PASTS, LONG_ROWS
+from speqc.passes.argument_roles import Role
 from speqc.passes.building import Builder
 from speqc.passes.matching import element_type, main_function, shape
 from speqc.passes.probe import Probe
 from speqc.passes.step_samples import (
-    Role,
+    Step,
+    StepProbes,
     StepSampler,
     erase_arguments,
     step_arguments,
     tokens_argument,
 )
+from speqc.passes.table_bounds import table_positions
+from speqc.runtime.module_attributes import limit_proved
 
 STEPS = ((1, 0), (3, 0), (16, 0), (2, 5), (5, 3), (1, 33), (16, 33))
 """(rows, past) for which computed positions are checked; and for the longest step there is."""
@@ -49,30 +53,30 @@ def _substitute(value: SSAValue, tokens: SSAValue, before: Operation) -> None:
     value.replace_all_uses_with(builder.cast(shaped, element_type(value)))
 
 
-def _computed(
-    function: FuncOp, sampler: StepSampler, probes: dict[tuple[int, int], Probe]
-) -> Iterator[Operation]:
-    """Operations whose result is the positions of the new tokens."""
+def _computed(function: FuncOp, probes: StepProbes) -> Iterator[tuple[Operation, Step]]:
+    """Operations whose result is the positions of the new tokens, and up to which step it is."""
     for op in function.body.block.ops:
         if not op.name.startswith("onnx.") or op.name in MOVERS or len(op.results) != 1:
             continue
         value = op.results[0]
         if not isinstance(value.type, TensorType) or element_type(value) not in (i32, i64):
             continue
-        if shape(value) in ROWS and _counts_on(value, probes) and _counts_on_far(value, sampler):
-            yield op
+        if shape(value) in ROWS and _counts_on(value, probes):
+            # A bound may come late: the longest step that it has a value for decides, too.
+            longest = probes.longest_step(partial(_has_value, value))
+            if _counts(value, probes.probe(*longest), *longest):
+                yield op, longest
 
 
-def _counts_on(value: SSAValue, probes: dict[tuple[int, int], Probe]) -> bool:
-    """Whether `value` is past, past + 1, ... in every step."""
-    return all(_counts(value, probe, *step) for step, probe in probes.items())
+def _counts_on(value: SSAValue, probes: StepProbes) -> bool:
+    """Whether `value` is past, past + 1, ... in every short step."""
+    # A graph without caches is one that has no past yet.
+    steps = (step for step in STEPS if probes.sampler.has_caches or step[1] == 0)
+    return all(_counts(value, probes.probe(*step), *step) for step in steps)
 
 
-def _counts_on_far(value: SSAValue, sampler: StepSampler) -> bool:
-    """Whether it also is in the longest step that it has a value for: a bound may come late."""
-    lengths = LONG_PASTS if sampler.has_caches else LONG_ROWS
-    step = sampler.longest_step(lengths, lambda probe, *_: probe.value(value) is not None)
-    return _counts(value, sampler.probe(*step), *step)
+def _has_value(value: SSAValue, probe: Probe, *_: int) -> bool:
+    return probe.value(value) is not None
 
 
 def _counts(value: SSAValue, probe: Probe, rows: int, past: int) -> bool:
@@ -89,6 +93,8 @@ class RaisePositionsPass(ModulePass):
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         """Replace the argument of positions, and positions that the graph computes.
 
+        Notes up to how many positions what it found holds, and the graph's tables reach.
+
         Raises:
             SpeqcError: no argument holds the tokens.
         """
@@ -103,10 +109,11 @@ class RaisePositionsPass(ModulePass):
         for argument in given:
             _substitute(argument, tokens, first)
         erase_arguments(op, function, given)
-        sampler = StepSampler(op, function)
-        # A graph without caches is one that has no past yet.
-        steps = [step for step in STEPS if sampler.has_caches or step[1] == 0]
-        probes = {step: sampler.probe(*step) for step in steps}
-        for computed in list(_computed(function, sampler, probes)):
+        probes = StepProbes(StepSampler(op, function))
+        for computed, longest in list(_computed(function, probes)):
             _substitute(computed.results[0], tokens, computed)
+            limit_proved(op, sum(longest))
         region_dce(op.body)
+        reach = table_positions(function, StepProbes(StepSampler(op, function)))
+        if reach is not None:
+            limit_proved(op, reach)

@@ -27,7 +27,7 @@ from speqc.dialects.onnx import OnnxOp
 from speqc.dialects.speq import RotaryOp
 from speqc.passes.building import Builder, replace_result
 from speqc.passes.heads import join_heads, rotary_table, split_heads
-from speqc.passes.matching import ANY, main_function, producer, shape
+from speqc.passes.matching import ANY, fail, main_function, producer, shape
 from speqc.passes.probe import Probe, opset_of
 from speqc.passes.step_samples import StepSampler
 
@@ -132,9 +132,10 @@ class _RaiseOperator(RewritePattern):
         tables = _operator_tables(op, builder, self.sampler)
         if tables is None:
             return
-        joined = len(shape(x)) == 3
+        joined, width = len(shape(x)) == 3, shape(tables[0])[-1]
+        if op.integer("rotary_embedding_dim", 0) not in (0, width):
+            raise fail(op, f"rotary_embedding_dim is not the {width} channels that its tables turn")
         if joined:
-            width = shape(tables[0])[-1]
             heads = op.integer("num_heads", 0) or shape(x)[-1] // width
             x = split_heads(builder, x, heads)
         rotary = RotaryOp(x, *tables, interleaved=op.integer("interleaved", 0) == 1)

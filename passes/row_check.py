@@ -125,7 +125,7 @@ class _Walk:
 
 def _check_value(op: OnnxOp, value: SSAValue, together: Probe, alone: Sequence[Probe]) -> None:
     """Check a value that lengths and positions may determine: integers, and sizes from values."""
-    sized = _is_sized_by_values(op)
+    sized = is_sized_by_values(op)
     if not sized and is_float(element_type(value)):
         return
     axis, found = shape(value).index(ANY), together.value(value)
@@ -139,7 +139,7 @@ def _check_value(op: OnnxOp, value: SSAValue, together: Probe, alone: Sequence[P
             raise fail(op, "it counts tokens from the first of a step, not of the sequence")
 
 
-def _is_sized_by_values(op: OnnxOp) -> bool:
+def is_sized_by_values(op: OnnxOp) -> bool:
     """Whether the result's sizes depend on what operands hold, not on their sizes alone."""
     first = SIZED_BY.get(op.name)
     if first is None:

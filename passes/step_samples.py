@@ -1,13 +1,7 @@
-"""Samples of the arguments of an imported step: tokens, caches, mask, positions.
+"""Samples of the arguments of an imported step: tokens, caches, mask, positions."""
 
-What an argument is for is told by what it is used for (tokens), by the module's list of caches,
-and, where nothing else can tell (positions index tables too), by the name it has in the file.
-"""
-
-from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass
-from enum import Enum, auto
-from math import prod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from xdsl.dialects.builtin import (
@@ -22,33 +16,21 @@ from xdsl.dialects.func import FuncOp
 from xdsl.ir import BlockArgument, SSAValue
 
 from speqc.dialects.speq import PositionsOp
-from speqc.passes.matching import ANY, element_type, is_float, is_weight, producer, shape
+from speqc.passes.argument_roles import PAST, SEQUENCE, Argument, Role, argument_roles
+from speqc.passes.matching import ANY, element_type, shape
 from speqc.passes.probe import Probe, Sample, Shaped, opset_of
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.ir_values import numpy_dtype
 
-CARRIERS = frozenset({"onnx.Cast", "onnx.Identity", "onnx.Reshape", "onnx.Squeeze"})
-"""Operations behind which token ids are still token ids."""
+LONG_PASTS = (262_143, 65_535, 1_023, 255, 63)
+"""Pasts that no sliding window reaches over; from the shorter ones the longest is sought that a
+graph with a fixed context can be evaluated for."""
 
+LONG_ROWS = (4_200, 1_023, 255, 64)
+"""As many new tokens, for graphs without caches, where a mask is a square."""
 
-class Role(Enum):
-    """What an argument is for."""
-
-    TOKENS = auto()
-    POSITIONS = auto()
-    MASK = auto()
-    CACHE = auto()
-    OTHER = auto()
-
-
-@dataclass(frozen=True)
-class Argument:
-    """An argument of the imported function: its name and sizes in the file, and its role."""
-
-    value: BlockArgument
-    name: str
-    dims: tuple[str, ...]
-    role: Role
+Step = tuple[int, int]
+"""New tokens of a step, and past positions."""
 
 
 def cache_pairs(module: ModuleOp) -> list[tuple[int, int]]:
@@ -69,67 +51,22 @@ def step_arguments(module: ModuleOp, function: FuncOp) -> list[Argument]:
     """The arguments of the imported function with their roles."""
     caches = {past for past, _ in cache_pairs(module)}
     attributes = function.arg_attrs.data if function.arg_attrs is not None else ()
-    entries = [
-        _entries(attributes[index] if index < len(attributes) else DictionaryAttr({}), value)
+    found = [
+        _argument(attributes[index] if index < len(attributes) else DictionaryAttr({}), value)
         for index, value in enumerate(function.args)
     ]
-    roles = _roles(function.args, [name for name, _ in entries], caches)
-    return [
-        Argument(value, name, dims, role)
-        for value, (name, dims), role in zip(function.args, entries, roles, strict=True)
-    ]
+    roles = argument_roles(found, caches)
+    return [replace(argument, role=role) for argument, role in zip(found, roles, strict=True)]
 
 
-def _entries(entries: DictionaryAttr, value: BlockArgument) -> tuple[str, tuple[str, ...]]:
+def _argument(entries: DictionaryAttr, value: BlockArgument) -> Argument:
     name, dims = entries.data.get("onnx.name"), entries.data.get("onnx.dims")
     text = name.data if isinstance(name, StringAttr) else value.name_hint or f"#{value.index}"
-    if not isinstance(dims, ArrayAttr):
-        return text, tuple("sequence" if size == ANY else str(size) for size in shape(value))
-    return text, tuple(dim.data for dim in dims if isinstance(dim, StringAttr))
-
-
-def _roles(
-    values: Sequence[BlockArgument], names: Sequence[str], caches: Container[int]
-) -> list[Role]:
-    sizes = [_table_size(value) for value in values]
-    # A table of cosines for a long context may be larger than that of the embeddings.
-    positions = ["position" in name for name in names]
-    named = zip(sizes, positions, strict=True)
-    likeness = [(size > 0 and not position, size) for size, position in named]
-    tokens = max(range(len(values)), key=likeness.__getitem__, default=0)
-    roles = []
-    for index, (value, name) in enumerate(zip(values, names, strict=True)):
-        if index in caches:
-            roles.append(Role.CACHE)
-        elif index == tokens and sizes[index]:
-            roles.append(Role.TOKENS)
-        elif positions[index] and not is_float(element_type(value)):
-            roles.append(Role.POSITIONS)
-        else:
-            roles.append(Role.MASK if "mask" in name else Role.OTHER)
-    return roles
-
-
-def _table_size(value: SSAValue) -> int:
-    """The size of the largest table of the model file that `value` picks rows of, 0 without one."""
-    size = 0
-    for use in value.uses:
-        op = use.operation
-        if op.name == "speq.embedding":
-            size = max(size, 1)
-        elif op.name == "onnx.Gather" and use.index == 1:
-            size = max(size, _size(op.operands[0]))
-        elif op.name in CARRIERS and use.index == 0:
-            size = max(size, _table_size(op.results[0]))
-    return size
-
-
-def _size(table: SSAValue) -> int:
-    while (op := producer(table, "Cast", "Transpose")) is not None:
-        table = op.operands[0]
-    if not is_weight(table) or not is_float(element_type(table)):
-        return 0
-    return prod(shape(table))
+    if isinstance(dims, ArrayAttr):
+        sizes = [dim.data for dim in dims if isinstance(dim, StringAttr)]
+    else:
+        sizes = [SEQUENCE if size == ANY else str(size) for size in shape(value)]
+    return Argument(value, text, tuple(sizes))
 
 
 def erase_arguments(module: ModuleOp, function: FuncOp, arguments: Sequence[BlockArgument]) -> None:
@@ -174,30 +111,6 @@ class StepSampler:
         """Whether a step may stand behind past positions."""
         return bool(cache_pairs(self.module))
 
-    def longest_step(
-        self, lengths: Sequence[int], reaches: Callable[[Probe, int, int], bool]
-    ) -> tuple[int, int]:
-        """(rows, past) of the longest step that `reaches` holds for, given its probe.
-
-        Tries descending `lengths`, of the past or without caches of the new rows, then looks
-        between the first that will do and the one before it: a graph may have a fixed context.
-        """
-
-        def step(length: int) -> tuple[int, int]:
-            return (1, length) if self.has_caches else (length, 0)
-
-        def holds(length: int) -> bool:
-            return reaches(self.probe(*step(length)), *step(length))
-
-        found = next((place for place, length in enumerate(lengths) if holds(length)), None)
-        if found is None:
-            return step(lengths[-1])
-        low, high = lengths[found], lengths[found - 1] if found else lengths[found] + 1
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if holds(middle) else (low, middle)
-        return step(low)
-
     def probe(self, rows: int, past: int) -> Probe:
         """A probe of the function on `rows` tokens behind `past` positions.
 
@@ -207,7 +120,7 @@ class StepSampler:
         samples: dict[SSAValue, Sample] = {}
         positions = np.arange(past, past + rows, dtype=np.int64)[None]
         for argument in step_arguments(self.module, self.function):
-            sizes = _sizes(argument, {"sequence": rows, "past": past})
+            sizes = _sizes(argument, {SEQUENCE: rows, PAST: past})
             if sizes is None:
                 continue
             dtype = numpy_dtype(element_type(argument.value))
@@ -221,6 +134,49 @@ class StepSampler:
             if isinstance(op, PositionsOp):
                 samples[op.result] = positions
         return Probe(samples, opset_of(self.module))
+
+
+@dataclass
+class StepProbes:
+    """Probes of a function's steps, each made once: what one question computed serves the next.
+
+    They hold for the function as it is while they are made and asked.
+    """
+
+    sampler: StepSampler
+    _made: dict[tuple[int, int], Probe] = field(default_factory=dict)
+
+    def probe(self, rows: int, past: int) -> Probe:
+        """The probe of a step."""
+        if (rows, past) not in self._made:
+            self._made[rows, past] = self.sampler.probe(rows, past)
+        return self._made[rows, past]
+
+    def longest_step(
+        self, reaches: Callable[[Probe, int, int], bool], longest: int = LONG_PASTS[0]
+    ) -> Step:
+        """(rows, past) of the longest step that `reaches` holds for, given its probe.
+
+        Tries descending lengths, of the past or without caches of the new rows, from `longest` on,
+        then looks between the first that will do and the one before it: a graph may have a fixed
+        context. The shortest length if none will do.
+        """
+        known = LONG_PASTS if self.sampler.has_caches else LONG_ROWS
+        lengths = [length for length in known if length <= longest]
+
+        def step(length: int) -> Step:
+            return (1, length) if self.sampler.has_caches else (length, 0)
+
+        found = next((n for n in lengths if reaches(self.probe(*step(n)), *step(n))), None)
+        if found is None:
+            return step(lengths[-1])
+        low, high = found, lengths[lengths.index(found) - 1] if found != lengths[0] else found + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            # Made for one question: a graph's rows of many lengths would fill the memory.
+            holds = reaches(self.sampler.probe(*step(middle)), *step(middle))
+            low, high = (middle, high) if holds else (low, middle)
+        return step(low)
 
 
 def _sizes(argument: Argument, symbols: dict[str, int]) -> tuple[int, ...] | None:

@@ -10,6 +10,7 @@ from xdsl.passes import ModulePass
 
 from speqc.dialects.onnx import ConstantOp, InitializerOp, NoValueOp, OnnxOp
 from speqc.passes.matching import describe, fail, main_function
+from speqc.passes.operator_parts import check_parts
 from speqc.runtime.errors import SpeqcError
 
 KNOWN = (OnnxOp, InitializerOp, ConstantOp, NoValueOp, ReturnOp)
@@ -18,6 +19,8 @@ KNOWN = (OnnxOp, InitializerOp, ConstantOp, NoValueOp, ReturnOp)
 def _check_op(op: Operation) -> None:
     if not isinstance(op, KNOWN):
         raise fail(op, "expected operations of the onnx dialect only")
+    if isinstance(op, OnnxOp):
+        check_parts(op)
     for index, result in enumerate(op.results):
         if not isinstance(result.type, TensorType | NoneType):
             raise fail(op, f"result {index} has type {result.type}, expected a tensor")

@@ -1,7 +1,9 @@
 """`verify-speq`: what the passes behind this level take for granted of step functions.
 
 A step function maps M tokens to M rows of logits, and every dynamic size is M. A row may depend on
-other rows through attention alone: then its bits do not depend on how many rows a step has.
+other rows through attention alone: then its bits do not depend on how many rows a step has. With a
+history, a step runs over all tokens so far, and a row may depend on earlier ones through whatever
+can be shown not to read later ones.
 """
 
 from collections.abc import Mapping
@@ -25,7 +27,10 @@ from speqc.dialects.speq import (
     AttentionOp,
     CacheAppendOp,
     CacheOp,
+    CausalMatmulOp,
+    CausalSoftmaxOp,
     EmbeddingOp,
+    HistoryOp,
     MatmulOp,
     PositionsOp,
     RMSNormOp,
@@ -35,6 +40,7 @@ from speqc.dialects.speq import (
     WeightOp,
 )
 from speqc.passes.matching import fail, shape, step_functions
+from speqc.passes.prefix_check import check_prefixes
 from speqc.passes.probe import operator
 from speqc.passes.row_check import check_rows
 from speqc.runtime.errors import SpeqcError
@@ -55,6 +61,13 @@ STEP_OPS = (
     ViewOp,
 )
 """What a step function may hold besides ONNX's operators that the vector unit has."""
+
+PREFIX_OPS = (
+    CausalMatmulOp,
+    CausalSoftmaxOp,
+    *(op for op in STEP_OPS if op not in (AttentionOp, CacheAppendOp)),
+)
+"""The same for a step that runs over a history of tokens."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +116,26 @@ def _is_logits(type: object) -> bool:
 
 
 def _check_known(op: Operation) -> None:
-    """Raise unless the machine has the operation, and its sizes are static but for M."""
-    is_vector = op.name.startswith("onnx.") and operator(op) in VECTOR_OPS
-    if not isinstance(op, STEP_OPS) and not is_vector:
-        raise fail(op, "the machine has no such operation")
+    """Raise unless a step with caches may hold it, and its sizes are static but for M."""
+    _check_kind(op, STEP_OPS)
     for index, result in enumerate(op.results):
         sizes = result.type.get_shape() if isinstance(result.type, TensorType) else ()
         if list(sizes).count(DYNAMIC_INDEX) > 1:
             raise fail(op, f"result {index} has more than one dynamic size: {result.type}")
+
+
+def _check_kind(op: Operation, kinds: tuple[type[Operation], ...]) -> None:
+    is_vector = op.name.startswith("onnx.") and operator(op) in VECTOR_OPS
+    if not isinstance(op, kinds) and not is_vector:
+        raise fail(op, "the machine has no such operation")
+
+
+def _check_history(module: ModuleOp, caches: Mapping[str, CacheOp]) -> bool:
+    """Whether the module has a history, which then is its only state."""
+    histories = [op for op in module.ops if isinstance(op, HistoryOp)]
+    if histories and (caches or len(histories) > 1):
+        raise fail(histories[-1], "it must be the only state of a module, beside no cache")
+    return bool(histories)
 
 
 def _check_weights(op: Operation, declared: _Declared) -> None:
@@ -184,10 +209,17 @@ class VerifySpeqPass(ModulePass):
         functions = {function.sym_name.data: function for function in step_functions(op)}
         if "full" not in functions:
             raise SpeqcError("the module has no step function @full")
+        recomputes = _check_history(op, declared.caches)
         for function in functions.values():
             check_signature(function)
             for inner in function.body.block.ops:
-                _check_known(inner)
+                if recomputes:
+                    _check_kind(inner, PREFIX_OPS)
+                else:
+                    _check_known(inner)
                 _check_weights(inner, declared)
-            _check_caches(function, declared)
-            check_rows(op, function)
+            if recomputes:
+                check_prefixes(op, function)
+            else:
+                _check_caches(function, declared)
+                check_rows(op, function)

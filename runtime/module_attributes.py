@@ -15,6 +15,7 @@ from xdsl.dialects.builtin import (
 from xdsl.ir import Attribute
 
 from speqc.dialects.pe import TargetAttr
+from speqc.dialects.speq import HistoryOp
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.target import Target, from_mapping
 
@@ -23,6 +24,9 @@ TARGET_NAME = "pe.target"
 
 CONTEXT_NAME = "speq.context"
 """The module attribute with the number of positions that the caches can hold."""
+
+PROVED_NAME = "speq.proved_positions"
+"""The module attribute with the number of positions up to which what was sampled holds."""
 
 OPSET_NAME = "onnx.opset"
 """The module attribute with the version of the ONNX operators."""
@@ -53,6 +57,27 @@ def module_context(module: ModuleOp) -> int:
     if not isinstance(context, IntegerAttr) or context.value.data < 1:
         raise SpeqcError(f"the module has no positive {CONTEXT_NAME} attribute")
     return context.value.data
+
+
+def proved_positions(module: ModuleOp) -> int | None:
+    """Up to how many positions a module computes what the file does; None where nothing says so.
+
+    Masks, positions and tables are evaluated for steps up to there, and not behind.
+    """
+    proved = module.attributes.get(PROVED_NAME)
+    return proved.value.data if isinstance(proved, IntegerAttr) else None
+
+
+def recompute_reason(module: ModuleOp) -> str | None:
+    """Why each step of a module recomputes its prefix; None where it has caches instead."""
+    return next((op.reason.data for op in module.ops if isinstance(op, HistoryOp)), None)
+
+
+def limit_proved(module: ModuleOp, positions: int) -> None:
+    """Note that something of a module was evaluated up to so many positions only."""
+    known = proved_positions(module)
+    least = positions if known is None else min(known, positions)
+    module.attributes[PROVED_NAME] = IntegerAttr(least, i64)
 
 
 def module_opset(module: ModuleOp) -> int:

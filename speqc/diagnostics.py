@@ -30,7 +30,8 @@ class ReportingGroup(click.Group):
         except click.UsageError as error:
             command = (error.ctx or ctx).command_path
             message = one_line(error.format_message()).rstrip(".")
-            report(f"error: {message}. See '{command} --help'.")
+            end = "" if message.endswith(("?", "?)")) else "."
+            report(f"error: {message}{end} See '{command} --help'.")
             ctx.exit(BAD_INPUT)
         except (click.ClickException, click.exceptions.Exit):
             raise
@@ -121,3 +122,8 @@ def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(description, total=total)
         yield lambda steps: bar.advance(task, steps)
+
+
+def recompute_note(reason: str) -> str:
+    """What a user reads of a model whose attention is not recognised, for the `reason` given."""
+    return f"no caches: each step recomputes its whole prefix, because of {reason}"

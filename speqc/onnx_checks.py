@@ -160,6 +160,11 @@ def check_signatures(graph: ir.Graph) -> None:
         if missing := sorted(schema.required - node.attributes.keys()):
             raise SpeqcError(f"{what} has no attribute '{missing[0]}', which ONNX asks for")
         for name, attribute in node.attributes.items():
+            if attribute.is_ref():
+                raise SpeqcError(
+                    f"{what}: attribute '{name}' stands for '{attribute.ref_attr_name}' of a "
+                    "function, outside of any"
+                )
             kind = attribute.type.name.lower()
             if name not in schema.attributes:
                 raise SpeqcError(f"{what} has an attribute '{name}' that ONNX does not know")

@@ -42,6 +42,12 @@ def check_decoder(model: ir.Model) -> None:
                 "fixed length; export the model with caches that grow (mobius: no --static-cache)"
             )
     kinds = [pair.kind for pair in pairs]
+    if None in kinds:
+        name = graph.inputs[pairs[kinds.index(None)].past_input].name
+        raise SpeqcError(
+            f"cache '{name}' holds keys or values, but neither a product with queries or "
+            "probabilities that reads it nor its name says which"
+        )
     if kinds.count("key") != kinds.count("value"):
         raise SpeqcError(
             f"has {kinds.count('key')} caches of keys but {kinds.count('value')} of values"

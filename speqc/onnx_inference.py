@@ -24,10 +24,20 @@ Rule = Callable[[ShapeInferenceContext, ir.Node], None]
 def extend_inference() -> None:
     """Register our rules with onnx_shape_inference, once."""
     registry.collect()
-    for name, extend in {"Reshape": _reshape_rule, "Slice": _slice_rule}.items():
+    rules = {"Expand": _expand_rule, "Reshape": _reshape_rule, "Slice": _slice_rule}
+    for name, extend in rules.items():
         library = registry.get("", name, version=OPSET)
         if library is not None and library.__module__ != __name__:
             registry.register("", name, since_version=OPSET)(extend(library))
+
+
+def _expand_rule(library: Rule) -> Rule:
+    def infer(ctx: ShapeInferenceContext, node: ir.Node) -> None:
+        # The library takes an unknown shape to add nothing, which a later round may prove wrong.
+        if node.inputs[0] is not None and node.inputs[0].shape is not None:
+            library(ctx, node)
+
+    return infer
 
 
 def _reshape_rule(library: Rule) -> Rule:

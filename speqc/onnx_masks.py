@@ -27,7 +27,9 @@ def compute_masks(graph: ir.Graph) -> None:
             continue
         if not value.uses() or tensor.size <= LARGEST_CONSTANT:
             continue
-        first = next(node for node in graph if value in node.inputs)
+        first = next((node for node in graph if value in node.inputs), None)
+        if first is None:
+            continue
         builder = _Builder(graph, first)
         if _may_be_mask(tensor):
             table = tensor.numpy()

@@ -43,6 +43,16 @@ def remove_shape_arithmetic(graph: ir.Graph) -> None:
             rule(graph, node)
 
 
+def check_expanded(graph: ir.Graph) -> None:
+    """Raise SpeqcError for an `Expand` of a tensor whose shape no round of inference has found."""
+    for node in graph:
+        data = node.inputs[0] if node.domain == "" and node.op_type == "Expand" else None
+        if data is not None and data.shape is None:
+            raise SpeqcError(
+                f"node '{node.name}' (Expand): the shape of '{data.name}' can't be inferred"
+            )
+
+
 def forget_unknown_shapes(graph: ir.Graph) -> None:
     """Drop what inference said in symbols of its own, so that it may say better next time."""
     for node in graph:
@@ -254,13 +264,8 @@ def _fix_expand(graph: ir.Graph, node: ir.Node) -> None:
     """Drop an `Expand` to the same shape; give the others a constant shape where possible."""
     data, target = node.inputs[0], node.inputs[1]
     output = node.outputs[0]
-    if data is None or target is None or output.shape is None:
+    if data is None or data.shape is None or target is None or output.shape is None:
         return
-    if data.shape is None:
-        # Inference takes an unknown shape to add nothing here, which may be wrong.
-        raise SpeqcError(
-            f"node '{node.name}' (Expand): the shape of '{data.name}' can't be inferred"
-        )
     source: list[Dim] = [1] * (len(output.shape) - len(data.shape)) + list(data.shape)
     if (wanted := elements(target)) is not None:
         wanted = [1] * (len(source) - len(wanted)) + wanted

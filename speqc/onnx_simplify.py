@@ -21,6 +21,7 @@ from speqc.onnx_missing import MissingTensor, is_without_weights
 from speqc.onnx_quiet import first_cause, quiet
 from speqc.onnx_scatter import join_scattered
 from speqc.onnx_shapes import (
+    check_expanded,
     expand_constants_of_shape,
     forget_unknown_shapes,
     remove_shape_arithmetic,
@@ -63,6 +64,7 @@ def simplify(model: ir.Model) -> ir.Model:
         if (counts := Counter(node.op_type for node in model.graph)) == before:
             break
         before = counts
+    check_expanded(model.graph)
     join_scattered(model.graph)
     compute_masks(model.graph)
     common.RemoveUnusedNodesPass()(model)

@@ -8,6 +8,7 @@ Names decide only where data flow leaves a choice.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -25,6 +26,12 @@ CARRIERS = frozenset({"Cast", "CastLike", "Concat", "Identity", "Reshape", "Sque
 WIDENERS = frozenset({"Unsqueeze", "Expand", "Tile", "Mul", "Div"})
 """Operators between a present cache and the product that reads it, besides `CARRIERS`."""
 
+PAIR_NAMES = re.compile("key_?values?|kv")
+"""What names call keys and values together."""
+
+KIND_WORDS = {"key": {"k", "key", "keys"}, "value": {"v", "value", "values"}}
+"""What names call keys and values."""
+
 PRODUCTS = frozenset({"MatMul", "FusedMatMul"})
 
 ATTENTION_PORTS: dict[tuple[str, str], dict[int, int]] = {
@@ -37,25 +44,39 @@ ATTENTION_PORTS: dict[tuple[str, str], dict[int, int]] = {
 
 
 class KvPair(NamedTuple):
-    """One cache: positions of its past input and present output, its layer, `key` or `value`."""
+    """One cache: positions of its past input and present output, its layer, and its kind.
+
+    The kind is `key` or `value`, None where neither a reader nor a name tells.
+    """
 
     past_input: int
     present_output: int
     layer: int
-    kind: str
+    kind: str | None
+
+
+Found = tuple[int, int, int | None, str | None]
+"""Past input, present output, place of the reader among the nodes, kind."""
 
 
 def find_token_input(graph: ir.Graph) -> ir.Value | None:
-    """The integer input that indexes the largest floating-point table, or None.
+    """The integer input that indexes a table with a row for each logit, or None.
 
-    One that is named for positions is taken only if there is no other.
+    Where data flow does not tell, as with a padded table, one that is not named for positions, and
+    has the largest table.
     """
-    best, most = None, (False, 0)
+    widths = {o.shape[-1] for o in graph.outputs if o.shape is not None and len(o.shape) == 3}
+    best, most = None, (False, False, 0)
     for value in graph.inputs:
         if value.dtype not in INTEGERS:
             continue
-        size = max((table.size for table in _gathered_tables(value)), default=0)
-        likeness = size > 0 and "position" not in (value.name or ""), size
+        tables = list(_gathered_tables(value))
+        if not tables:
+            continue
+        # Exporters store the table of a tied head transposed.
+        fits = any(widths & {*table.shape} for table in tables)
+        named = "position" in (value.name or "")
+        likeness = fits, not named, max(table.size for table in tables)
         if likeness > most:
             best, most = value, likeness
     return best
@@ -113,7 +134,7 @@ def find_kv_pairs(model: ir.Model) -> list[KvPair]:
     """
     graph = model.graph
     order = {node: position for position, node in enumerate(graph)}
-    found: list[tuple[int, int, int | None, str]] = []
+    found: list[Found] = []
     taken: set[ir.Value] = set()
     for position, past in enumerate(graph.inputs):
         presents = [value for value in _presents(past) if value not in taken]
@@ -163,7 +184,7 @@ def _position(values, wanted: ir.Value) -> int:
     return next(position for position, value in enumerate(values) if value is wanted)
 
 
-def _reader(past: ir.Value, present: ir.Value) -> tuple[ir.Node | None, str]:
+def _reader(past: ir.Value, present: ir.Value) -> tuple[ir.Node | None, str | None]:
     """The product or attention operator that reads a cache, and as what."""
     for value in (past, present):
         for node, position in _reads(value):
@@ -172,8 +193,15 @@ def _reader(past: ir.Value, present: ir.Value) -> tuple[ir.Node | None, str]:
                 return node, "key" if position in (1, min(ports)) else "value"
             if node.op_type in PRODUCTS:
                 return node, "value" if _follows_softmax(node.inputs[1 - position]) else "key"
-    name = f"{past.name} {present.name}".lower()
-    return None, "value" if "value" in name else "key"
+    return None, _named_kind(past, present)
+
+
+def _named_kind(past: ir.Value, present: ir.Value) -> str | None:
+    """`key` or `value` by the words of a cache's names, None where they say neither or both."""
+    name = PAIR_NAMES.sub("", f"{past.name} {present.name}".lower())
+    words = set(re.findall("[a-z]+", name))
+    kinds = [kind for kind, known in KIND_WORDS.items() if words & known]
+    return kinds[0] if len(kinds) == 1 else None
 
 
 def _reads(value: ir.Value) -> Iterator[tuple[ir.Node, int]]:
@@ -204,10 +232,10 @@ def _follows_softmax(value: ir.Value | None) -> bool:
     return False
 
 
-def _number_layers(found: list[tuple[int, int, int | None, str]]) -> list[KvPair]:
+def _number_layers(found: list[Found]) -> list[KvPair]:
     """Number keys and values by the order of the nodes that read them."""
     pairs = []
-    for kind in ("key", "value"):
+    for kind in ("key", "value", None):
         of_kind = [entry for entry in found if entry[3] == kind]
         if all(entry[2] is not None for entry in of_kind):
             of_kind.sort(key=lambda entry: entry[2] or 0)
@@ -215,4 +243,4 @@ def _number_layers(found: list[tuple[int, int, int | None, str]]) -> list[KvPair
             KvPair(past, present, layer, kind)
             for layer, (past, present, _, _) in enumerate(of_kind)
         ]
-    return sorted(pairs, key=lambda pair: (pair.layer, pair.kind))
+    return sorted(pairs, key=lambda pair: (pair.layer, pair.kind or ""))

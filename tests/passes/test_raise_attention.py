@@ -40,6 +40,9 @@ from xdsl.dialects.func import FuncOp
 from xdsl.ir import Operation
 
 from speqc.dialects.speq import AttentionOp, CacheAppendOp, CacheOp
+from speqc.passes.attention_layout import SAMPLE_POSITIONS
+from speqc.passes.attention_scores import read_scores
+from speqc.passes.attention_sinks import read_sinks
 from speqc.passes.matching import producer, shape
 from speqc.passes.probe import Probe
 from speqc.runtime.attention import KVCache, attention
@@ -426,3 +429,46 @@ FLAT_SOFTMAX = """
 FLAT_OUTPUT = """\
 %y3 = onnx.MatMul %p3, %v3 : (tensor<4x?x?xf16>, tensor<4x?x8xf16>) -> tensor<4x?x8xf16>
   %y = onnx.Unsqueeze %y3, %batch : (tensor<4x?x8xf16>, tensor<1xi64>)"""
+
+
+PARTS_OF_A_CACHE = {
+    "a slice": (
+        "%cut = onnx.Slice %k, %from, %to, %axis2 : "
+        "(tensor<1x2x?x8xF>, tensor<1xi64>, tensor<1xi64>, tensor<1xi64>) -> tensor<1x2x?x8xF>"
+    ),
+    "the first positions": (
+        "%cut = onnx.Gather %k, %five {axis = 2 : i64} : "
+        "(tensor<1x2x?x8xF>, tensor<5xi64>) -> tensor<1x2x?x8xF>"
+    ),
+}
+
+
+@pytest.mark.parametrize("how", PARTS_OF_A_CACHE)
+def test_a_part_of_a_cache_is_not_all_of_it(how: str, run_passes: RunPasses) -> None:
+    """As many positions are taken as the sample of a cache has: only the operator tells."""
+    text = str(AttentionText()).replace("onnx.Unsqueeze %k,", "onnx.Unsqueeze %cut,")
+    bounds = f"""  %from = onnx.Constant dense<0> : tensor<1xi64>
+  %to = onnx.Constant dense<{SAMPLE_POSITIONS}> : tensor<1xi64>
+  %five = onnx.Constant dense<[{", ".join(map(str, range(SAMPLE_POSITIONS)))}]> : tensor<5xi64>
+  {PARTS_OF_A_CACHE[how].replace("xF>", "xf16>")}
+"""
+    text = text.replace("  %k5 =", f"{bounds}  %k5 =")
+    message = "attention/scores.*may not read all positions of its cache, each once, in order"
+    with pytest.raises(SpeqcError, match=message):
+        run_passes(text, "raise-attention")
+
+
+class _Unevaluated:
+    """A reader of masks that no value is known to."""
+
+    def samples(self, value: object) -> tuple:
+        return ()
+
+
+def test_a_sink_that_nothing_is_known_of(run_passes: RunPasses) -> None:
+    module = run_passes(str(AttentionText(softmax=SINKS)))
+    softmax = next(op for op in module.walk() if op.name == "onnx.Softmax")
+    scores = read_scores(softmax, lambda value: value.name_hint in ("bias", "sinks"))
+    assert scores is not None and scores.sinks is not None
+    with pytest.raises(SpeqcError, match=r"'sinks': the score that .* can't be evaluated"):
+        read_sinks(scores, _Unevaluated(), 4)  # pyright: ignore[reportArgumentType]

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from xdsl.dialects.func import FuncOp
 
 from speqc.dialects.speq import RotaryOp
+from speqc.passes.argument_roles import Role
 from speqc.passes.raise_rotary import rotate
-from speqc.passes.step_samples import Role, step_arguments
+from speqc.passes.step_samples import step_arguments
 from speqc.runtime.rotary import rotary
 
 

@@ -236,7 +236,7 @@ def test_decode_programs_are_whole(run_passes: RunPasses, program: str) -> None:
 
 def test_kept_weight_has_no_draft(run_passes: RunPasses, program: str) -> None:
     message = rejected(run_passes, program.replace("<512x64, full>", "<512x64, draft>"))
-    assert "@full, pe.load_weight: weight @down is not split: it has no draft" in message
+    assert "@full, pe.load_weight: weight @down is not split: it has no draft view" in message
 
 
 def test_view_in_the_draft_needs_draft_mode(run_passes: RunPasses, program: str) -> None:

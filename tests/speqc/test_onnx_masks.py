@@ -77,3 +77,15 @@ def test_another_table_stays(table: np.ndarray) -> None:
 
 def test_a_small_table_stays() -> None:
     assert computed(CAUSAL[:8, :8])[1] == ["table"]
+
+
+def test_a_table_that_only_a_subgraph_reads_stays() -> None:
+    output = helper.make_tensor_value_info("y", 9, CAUSAL.shape)
+    branch = helper.make_graph([helper.make_node("Identity", ["table"], ["y"])], "b", [], [output])
+    choice = helper.make_tensor_value_info("choice", 9, [])
+    node = helper.make_node("If", ["choice"], ["y"], then_branch=branch, else_branch=branch)
+    table = numpy_helper.from_array(CAUSAL, "table")
+    graph = helper.make_graph([node], "g", [choice], [output], [table])
+    model = ir.serde.deserialize_model(helper.make_model(graph))
+    compute_masks(model.graph)
+    assert model.graph.initializers["table"].uses()

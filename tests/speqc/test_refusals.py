@@ -128,6 +128,12 @@ def attribute_of_another_kind(model: onnx.ModelProto) -> None:
     node(model, "back_0").attribute[0].CopyFrom(helper.make_attribute("perm", "0213"))
 
 
+def attribute_of_no_function(model: onnx.ModelProto) -> None:
+    (attribute,) = node(model, "real").attribute
+    attribute.ClearField("i")
+    attribute.ref_attr_name = "kind"
+
+
 def quantized(model: onnx.ModelProto) -> None:
     """A product of integers, as dynamic quantisers write it."""
     integers = numpy_helper.from_array(np.ones((HIDDEN, VOCABULARY), np.int8))
@@ -333,6 +339,7 @@ DAMAGE: dict[str, Case] = {
     "absent attribute": (absent_attribute, ("'node_real' (Cast)", "no attribute 'to'")),
     "unknown attribute": (unknown_attribute, ("'node_out_0'", "'speed'", "does not know")),
     "attribute kind": (attribute_of_another_kind, ("'perm'", "of kind string, not ints")),
+    "attribute reference": (attribute_of_no_function, ("'node_real'", "'to'", "'kind'")),
     "quantised": (quantized, ("quantised weights", "'dq'", "export it in FP16")),
     "four bits": (four_bits, ("quantised weights", "MatMulNBits", "export it in FP16")),
     "int4": (weights_of(TensorProto.INT4), ("'head'", "INT4", "export the model in FP16")),

@@ -3,7 +3,7 @@
 // Grouped-query attention with keys scaled in f16, a causal mask with -inf, NaN replaced. The
 // scale goes to the new rows; caches and mask leave the signature.
 
-// CHECK:       builtin.module attributes {onnx.opset = 20 : i64} {
+// CHECK:       builtin.module attributes {onnx.opset = 20 : i64, speq.proved_positions = 262144 : i64} {
 // CHECK-NEXT:    speq.cache @kv0 {heads = 2 : i64, key_dim = 8 : i64, value_dim = 8 : i64, element_type = f16}
 // CHECK-NEXT:    func.func @main(%input_ids: tensor<1x?xi64> {{.*}}, %q: tensor<1x4x?x8xf16> {{.*}}, %new_key: tensor<1x2x?x8xf16> {{.*}}, %new_value: tensor<1x2x?x8xf16> {{.*}}) -> tensor<1x4x?x8xf16> {
 // CHECK-NEXT:      %[[FACTOR:.*]] = onnx.Constant dense<5.000000e-01> : tensor<f16>

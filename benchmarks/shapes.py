@@ -12,7 +12,8 @@ and the difference.
 `speed`: for each shape, by default all, seconds to compile it without weights, milliseconds to time
 one decode step with a timer that knows the program (in all, and op by op), and seconds for a
 generation of 1,024 tokens behind as many: plain, and drafted with the expectation over all rounds.
-Times are wall times; the load average is given.
+Times are wall times, of generations also processor times, which say more on a machine with other
+work; the load average is given.
 """
 
 import argparse
@@ -33,6 +34,7 @@ from speqc.runtime.program_timing import ProgramTimer
 from speqc.runtime.target import Target
 from speqc.shape_files import load_shape, shipped_shapes
 from speqc.simulate import expected_fields
+from speqc.steady_state import RoundCost, round_cost
 from speqc.target_files import DEFAULT_TARGET, load_target
 
 ACCEPTANCE = 0.976
@@ -81,22 +83,14 @@ def check_figures(target: Target) -> Iterator[Figure]:
     timer = ProgramTimer(program)
     for context in CONTEXTS:
         for length in LENGTHS:
-            full, verify, draft = (
-                timer.cost(name, rows, context).cycles
-                for name, rows in (("full", 1), ("full", 1 + length), ("draft", 1))
-            )
+            full = timer.cost("full", 1, context).cycles
             plain, drafted = seconds_by_bytes(program, target, context)
             yield Figure(
                 context,
                 length,
-                full * tokens_of_round(length) / (length * draft + verify),
-                plain * tokens_of_round(length) / (length * drafted + plain),
+                round_cost(timer, context, length).speedup(full, ACCEPTANCE),
+                RoundCost(length, drafted, plain).speedup(plain, ACCEPTANCE),
             )
-
-
-def tokens_of_round(length: int) -> float:
-    """Tokens that a round of `length` drafted tokens emits on average."""
-    return sum(ACCEPTANCE**place for place in range(length + 1))
 
 
 def seconds_by_bytes(program: ModuleOp, target: Target, context: int) -> tuple[float, float]:
@@ -134,7 +128,7 @@ def print_figures(figures: list[Figure]) -> None:
 
 def print_speed(names: list[str] | tuple[str, ...]) -> None:
     """A row for each shape."""
-    print("| shape | compile | step | step, op by op | 1,024 tokens | drafted | load |")
+    print("| shape | compile | step | step, op by op | 1,024 tokens (CPU) | drafted (CPU) | load |")
     print("|---|---|---|---|---|---|---|")
     # The first shape also pays for imports and for compiling the kernels of the host.
     compile_shape(load_shape("llama-3.2-3b"), CompileOptions(load_target(DEFAULT_TARGET)))
@@ -146,13 +140,14 @@ def print_speed(names: list[str] | tuple[str, ...]) -> None:
         timer = ProgramTimer(program)
         timer.cost("full", 1, TOKENS)
         timer.time("full", 1, TOKENS)
-        step = 1e3 * seconds(lambda timer=timer: timer.cost("full", 1, TOKENS + 1))
-        listed = 1e3 * seconds(lambda timer=timer: timer.time("full", 1, TOKENS + 1))
+        step, _ = seconds(lambda timer=timer: timer.cost("full", 1, TOKENS + 1))
+        listed, _ = seconds(lambda timer=timer: timer.time("full", 1, TOKENS + 1))
         plain = seconds(lambda program=program: plain_generation(program))
         drafted = seconds(lambda program=program: drafted_generation(program))
         print(
-            f"| {name} | {compiled:.1f} s | {step:.1f} ms | {listed:.0f} ms | {plain:.2f} s "
-            f"| {drafted:.2f} s | {load:.1f} |",
+            f"| {name} | {compiled:.1f} s | {1e3 * step:.1f} ms | {1e3 * listed:.0f} ms "
+            f"| {plain[0]:.2f} s ({plain[1]:.2f}) | {drafted[0]:.2f} s ({drafted[1]:.2f}) "
+            f"| {load:.1f} |",
             flush=True,
         )
 
@@ -170,11 +165,11 @@ def drafted_generation(program: ModuleOp) -> None:
     expected_fields(program, run, ACCEPTANCE, 8)
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Wall time of a call."""
-    start = time.perf_counter()
+def seconds(run: Callable[[], object]) -> tuple[float, float]:
+    """Wall time and processor time of a call."""
+    wall, processor = time.perf_counter(), time.process_time()
     run()
-    return time.perf_counter() - start
+    return time.perf_counter() - wall, time.process_time() - processor
 
 
 if __name__ == "__main__":

@@ -29,6 +29,15 @@ def row_bytes(type: TensorType) -> int:
     return elements(type, 1) * numpy_dtype(type.element_type).itemsize
 
 
+def is_pairs(value: SSAValue) -> bool:
+    """Whether a value has elements for pairs of tokens: it has two dynamic sizes.
+
+    Its bytes for one row of M are none in particular, so that it always lives in DRAM.
+    """
+    type = value.type
+    return isinstance(type, TensorType) and list(type.get_shape()).count(DYNAMIC_INDEX) > 1
+
+
 def shares_buffer(op: Operation) -> bool:
     """Whether an operation only renames dimensions, so that its result is its operand."""
     if not isinstance(op, VectorOp) or op.kernel.data not in VECTOR_OPS:
@@ -64,13 +73,21 @@ def sram_place(value: SSAValue) -> tuple[int, int] | None:
     return None
 
 
+def has_place(value: SSAValue) -> bool:
+    """Whether a value is an activation, which lives on chip or in DRAM."""
+    owner = value.owner
+    return (
+        isinstance(owner, IRDLOperation)
+        and isinstance(value.type, TensorType)
+        and OFFSET in type(owner).get_irdl_definition().properties
+    )
+
+
 def dram_bytes(value: SSAValue, rows: int, target: Target) -> int:
     """Bytes that an activation takes in DRAM in a step over `rows` rows: 0 where it is on chip."""
-    owner = value.owner
-    if not isinstance(owner, IRDLOperation) or not isinstance(value.type, TensorType):
+    if not has_place(value):
         return 0
-    if OFFSET not in type(owner).get_irdl_definition().properties:
-        return 0
+    assert isinstance(value.type, TensorType)
     place = sram_place(value)
     if place is not None and place[1] * rows <= target.activation_sram_bytes:
         return 0

@@ -91,11 +91,6 @@ def dram_cycles(size_bytes: int, target: Target) -> int:
     return _ceil(whole * target.clock_hz, target.dram_bytes_per_second)
 
 
-def dram_energy_joules(size_bytes: int, target: Target) -> float:
-    """Return the energy of moving ``size_bytes`` to or from DRAM."""
-    return size_bytes * 8 * target.dram_energy_picojoules_per_bit * 1e-12
-
-
 def vector_cycles(elements: int, lane_ops: int, target: Target) -> int:
     """Return the vector unit's cycles for ``lane_ops`` operations on each of ``elements``."""
     return _ceil(elements * lane_ops, target.vector_lanes)
@@ -115,6 +110,16 @@ def lanes(weight_bits: int, target: Target) -> int:
     return max(1, target.draft_lanes * DRAFT_BITS // weight_bits)
 
 
+def lanes_for(weight_bits: int, mantissa_bits: int, target: Target) -> int:
+    """Return how many weights of a width one PE takes in a cycle, if its lanes can multiply them.
+
+    A weight with more ``mantissa_bits`` than a lane takes goes to the full multiplier, one a cycle.
+    """
+    if weight_bits == FULL_BITS or mantissa_bits > target.draft_mantissa_bits:
+        return 1
+    return lanes(weight_bits, target)
+
+
 @dataclass(frozen=True, slots=True)
 class WeightTiling:
     """How a KxN weight covers the array: a grid of tiles of ``depth`` x ``columns`` weights.
@@ -129,14 +134,20 @@ class WeightTiling:
 
 
 def tile_weight(
-    k: int, n: int, target: Target, *, weight_bits: int, group_size: int | None
+    k: int,
+    n: int,
+    target: Target,
+    *,
+    weight_bits: int,
+    group_size: int | None,
+    mantissa_bits: int = 0,
 ) -> WeightTiling:
     """Tile a KxN weight, as many tiles to a block as one weight bank holds.
 
     Arguments as for ``gemm``. Raises CostError where not even one tile fits a bank.
     """
     columns = target.array_columns
-    depth = target.array_rows * (1 if weight_bits == FULL_BITS else lanes(weight_bits, target))
+    depth = target.array_rows * lanes_for(weight_bits, mantissa_bits, target)
     tile_bytes = depth * columns * weight_bits // 8
     if group_size is not None:
         tile_bytes += _ceil(depth * columns * VALUE_BYTES, group_size)
@@ -152,19 +163,29 @@ def tile_weight(
 
 
 def gemm(
-    k: int, n: int, m: int, target: Target, *, weight_bits: int, group_size: int | None
+    k: int,
+    n: int,
+    m: int,
+    target: Target,
+    *,
+    weight_bits: int,
+    group_size: int | None,
+    mantissa_bits: int = 0,
 ) -> StreamCost:
     """Cost of an ``m x k`` by ``k x n`` product on the array, its weights streamed from DRAM.
 
     ``weight_bits`` is the width that is read: 16 in full mode (also for weights kept as FP16), 4 in
     draft mode, 8 or 12 for the wider nested views. ``group_size`` is None where no scales are read;
     otherwise 2 bytes are, per group along K and column, which the full view needs too where the
-    scale picks its table. Raises CostError where not even one PE tile fits a weight bank.
+    scale picks its table. ``mantissa_bits`` are those of what is multiplied (see ``lanes_for``).
+    Raises CostError where not even one PE tile fits a weight bank.
 
     A PE tile takes ``max(array_rows, m)`` cycles: the next one's shift-in, or the rows of
     activations if they are more.
     """
-    tiling = tile_weight(k, n, target, weight_bits=weight_bits, group_size=group_size)
+    tiling = tile_weight(
+        k, n, target, weight_bits=weight_bits, group_size=group_size, mantissa_bits=mantissa_bits
+    )
     stored_k = _ceil(k, target.array_rows) * target.array_rows
     stored_n = tiling.grid[1] * tiling.columns
     stream_bytes = stored_k * stored_n * weight_bits // 8
@@ -254,20 +275,18 @@ def rows_bytes(row_bytes: int, count: int, target: Target) -> int:
     return count * _touched_bytes(row_bytes, target)
 
 
-def tied_embedding_bytes(
-    hidden: int, m: int, target: Target, *, group_size: int | None, draft_bits: int = DRAFT_BITS
-) -> int:
+def tied_embedding_bytes(hidden: int, m: int, target: Target, *, group_size: int | None) -> int:
     """Return the DRAM traffic, in whole bursts, of ``m`` rows of an embedding tied to the head.
 
     A token is a column of the head's weight, whose K is ``hidden``: in each array tile along K it
-    has one piece of ``array_rows`` values in the plane of F and one in that of R (tiles are stored
-    column by column), and one scale per group where the full view needs scales.
+    has one piece of ``array_rows`` nibbles in each of the four planes (tiles are stored column by
+    column), and one scale per group where the full view needs scales.
     """
-    rows = target.array_rows
-    draft = _touched_bytes(_ceil(rows * draft_bits, 8), target)
-    rest = _touched_bytes(_ceil(rows * (FULL_BITS - draft_bits), 8), target)
+    rows, planes = target.array_rows, FULL_BITS // DRAFT_BITS
+    piece = _touched_bytes(_ceil(rows * DRAFT_BITS, 8), target)
     scales = 0 if group_size is None else _ceil(hidden, group_size)
-    return m * (_ceil(hidden, rows) * (draft + rest) + scales * _touched_bytes(VALUE_BYTES, target))
+    pieces = planes * _ceil(hidden, rows)
+    return m * (pieces * piece + scales * _touched_bytes(VALUE_BYTES, target))
 
 
 def cache_append_bytes(

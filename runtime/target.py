@@ -23,7 +23,8 @@ class Target:
     Units stand in the field names. The defaults are the shipped target ``speq-64x64``, whose file
     names the source of each value. ``draft_lanes`` counts the 4-bit weights that one PE holds and
     multiplies per cycle in draft mode; ``weight_sram_banks`` equal banks take one block of a weight
-    stream each. The constructor checks nothing; ``from_mapping`` does.
+    stream each. A draft lane takes levels of at most ``draft_mantissa_bits`` bits of mantissa. The
+    constructor checks nothing; ``from_mapping`` does.
     """
 
     name: str = "speq-64x64"
@@ -31,6 +32,7 @@ class Target:
     array_rows: int = 64
     array_columns: int = 64
     draft_lanes: int = 4
+    draft_mantissa_bits: int = 10
     clock_hz: int = 500_000_000
     dram_bytes_per_second: int = 51_200_000_000
     dram_burst_bytes: int = 64
@@ -42,6 +44,10 @@ class Target:
     mode_switch_cycles: int = 64
     vector_latency_cycles: int = 8
     dram_energy_picojoules_per_bit: float = 18.75
+    sram_energy_picojoules_per_bit: float = 0.43
+    array_full_energy_picojoules_per_multiply_add: float = 2.0
+    array_draft_energy_picojoules_per_multiply_add: float = 2.0
+    vector_energy_picojoules_per_operation: float = 4.6
 
     @property
     def dram_latency_cycles(self) -> int:
@@ -63,6 +69,7 @@ LIMITS: Mapping[str, tuple[int, int]] = {
     "array_rows": (1, 65_536),
     "array_columns": (1, 65_536),
     "draft_lanes": (1, 64),
+    "draft_mantissa_bits": (0, 10),
     "clock_hz": (1, 100_000_000_000),
     "dram_bytes_per_second": (1, 10**15),
     "dram_burst_bytes": (1, 65_536),
@@ -73,10 +80,17 @@ LIMITS: Mapping[str, tuple[int, int]] = {
     "vector_lanes": (1, 1_048_576),
     "mode_switch_cycles": (0, 1_000_000_000),
     "vector_latency_cycles": (0, 1_000_000),
-    "dram_energy_picojoules_per_bit": (0, 1_000_000),
+    "dram_energy_picojoules_per_bit": (0, 10_000),
+    "sram_energy_picojoules_per_bit": (0, 10_000),
+    "array_full_energy_picojoules_per_multiply_add": (0, 10_000),
+    "array_draft_energy_picojoules_per_multiply_add": (0, 10_000),
+    "vector_energy_picojoules_per_operation": (0, 10_000),
 }
 
 FIELD_NAMES = tuple(field.name for field in fields(Target))
+
+NOT_WHOLE = frozenset(field.name for field in fields(Target) if field.type is float)
+"""Fields whose values need not be whole numbers."""
 
 
 def from_mapping(mapping: Mapping[str, Any], where: str) -> Target:
@@ -109,7 +123,7 @@ def _check_value(key: str, value: object, where: str) -> None:
 def _is_valid(key: str, value: object) -> bool:
     if key not in LIMITS:
         return isinstance(value, str) and bool(value.strip())
-    numeric = int | float if key == "dram_energy_picojoules_per_bit" else int
+    numeric = int | float if key in NOT_WHOLE else int
     if isinstance(value, bool) or not isinstance(value, numeric):
         return False
     low, high = LIMITS[key]
@@ -119,6 +133,6 @@ def _is_valid(key: str, value: object) -> bool:
 def _expectation(key: str) -> str:
     if key not in LIMITS:
         return "a non-empty string"
-    kind = "a number" if key == "dram_energy_picojoules_per_bit" else "an integer"
+    kind = "a number" if key in NOT_WHOLE else "an integer"
     low, high = LIMITS[key]
     return f"{kind} from {low} to {high}"

@@ -22,6 +22,7 @@ cost nothing here.
 
 from collections import deque
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -117,12 +118,29 @@ class OpTiming(NamedTuple):
     bound: Bound
 
 
+class Parts(NamedTuple):
+    """A step's cycles that belong to one op, by what the op does with them.
+
+    A cycle of the step belongs to the first op in program order that is not ready by then. ``load``
+    lasts until the op's unit works on its first block: waiting for operands and that block, and the
+    lead. Then the unit works (``ideal``) or waits between blocks (``stall``); ``drain`` is from its
+    end until the op is ready. Parts of all ops add up to the step's cycles. Those of a load are its
+    consumer's.
+    """
+
+    load: int = 0
+    ideal: int = 0
+    stall: int = 0
+    drain: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class StepTiming:
     """Timing of a step: total cycles (the last ``ready``), each op, and each unit's busy cycles."""
 
     cycles: int
     ops: tuple[OpTiming, ...]
+    parts: tuple[Parts, ...]
     dram_busy_cycles: int
     array_busy_cycles: int
     vector_busy_cycles: int
@@ -146,26 +164,50 @@ class StepTable:
         self._after_start = np.cumsum([0, *map(len, afters)], dtype=np.int64)
         self._after = np.array([place for after in afters for place in after], np.int64)
 
-    def replace(self, places: NDArray[np.int64], op: Op) -> None:
-        """Give the ops at some places, of the kind of ``op``, the costs of ``op``."""
-        row = np.array(_row(op, self._target), np.int64)
-        self._table[places, timing_kernel.BLOCKS :] = row[timing_kernel.BLOCKS :]
+    def copy(self) -> "StepTable":
+        """A table of its own for the same step."""
+        other = copy(self)
+        other._table = self._table.copy()
+        return other
 
-    def cycles(self) -> int:
-        """How long the step takes."""
-        return self._run()[0]
+    def replace(self, places: Sequence[NDArray[np.int64]], ops: Sequence[Op]) -> None:
+        """Give the ops at ``places[i]``, of the kind of ``ops[i]``, its costs."""
+        if ops:
+            rows = np.array([_row(op, self._target) for op in ops], np.int64)
+            repeated = rows[:, timing_kernel.BLOCKS :].repeat([len(each) for each in places], 0)
+            self._table[np.concatenate(places), timing_kernel.BLOCKS :] = repeated
+
+    def parts(self, kinds: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """Cycles [count, bounds, parts] of the ops of each kind; ``kinds`` has each op's.
+
+        Bounds are in the order of ``BOUNDS``, parts in that of ``Parts``. They add up to the
+        step's cycles.
+        """
+        return self.sums(kinds, count)[0]
+
+    def sums(
+        self, kinds: NDArray[np.int64], count: int
+    ) -> tuple[NDArray[np.int64], tuple[int, int, int]]:
+        """As ``parts``, and the cycles for which DRAM, array and vector unit are busy."""
+        _, timings, busy = self._run()
+        sums = np.zeros((count, len(BOUNDS), len(Parts._fields)), np.int64)
+        timing_kernel.sum_parts(timings, kinds, sums)
+        dram, array, vector = busy.tolist()
+        return sums, (dram, array, vector)
 
     def timing(self) -> StepTiming:
         """The whole timing."""
         cycles, timings, busy = self._run()
+        rows = timings.tolist()
         ops = tuple(
-            OpTiming(start, end, ready, BOUNDS[bound])
-            for start, end, ready, bound in timings.tolist()
+            OpTiming(start, end, ready, BOUNDS[bound]) for start, end, ready, bound, *_ in rows
         )
-        return StepTiming(cycles, ops, *busy.tolist())
+        parts = tuple(Parts(*row[timing_kernel.PARTS]) for row in rows)
+        return StepTiming(cycles, ops, parts, *busy.tolist())
 
     def _run(self) -> tuple[int, NDArray[np.int64], NDArray[np.int64]]:
-        timings, busy = np.zeros((len(self._table), 4), np.int64), np.zeros(3, np.int64)
+        timings = np.zeros((len(self._table), timing_kernel.TIMED), np.int64)
+        busy = np.zeros(3, np.int64)
         cycles = timing_kernel.run_step(
             self._table,
             self._after_start,
@@ -199,6 +241,12 @@ def _row(op: Op, target: Target) -> tuple[int, ...]:
     load = -1 if op.load is None else op.load
     work = op.block_cycles, op.last_block_cycles, op.lead, op.drain
     return kind, load, 0, 0, 0, *work, op.read_cycles, op.write_cycles
+
+
+def wiring(op: Op) -> tuple[type[Op], str | None, int | None, tuple[int, ...]]:
+    """What of an op is no cost: its kind and unit, the load it consumes, what it waits for."""
+    load, unit = (op.load, op.unit) if isinstance(op, Array) else (None, None)
+    return type(op), unit, load, () if isinstance(op, SwitchMode) else op.after
 
 
 def check_step(ops: Sequence[Op]) -> None:

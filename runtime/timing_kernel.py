@@ -29,8 +29,12 @@ three belong to loads, the rest to ops that work; a store writes."""
 ISSUE, STORE, ON_ARRAY, ON_VECTOR = range(4)
 """Kinds of ops: a load, a request to the channel that nothing waits for, work on a unit."""
 
-START, END, READY, BOUND = range(4)
-"""Columns of the timings."""
+TIMED = 8
+START, END, READY, BOUND, LOADED, IDEAL, STALL, DRAINED = range(TIMED)
+"""Columns of the timings; the last four are an op's parts, in cycles."""
+
+PARTS = slice(LOADED, TIMED)
+"""Columns of the parts."""
 
 DRAM, ARRAY, VECTOR = range(3)
 """Units, as bounds and as places of busy cycles."""
@@ -48,13 +52,13 @@ def run_step(
 ) -> int:
     """Place the ops of a step one after another; returns its cycles.
 
-    Op i needs the results of `after[after_start[i] : after_start[i + 1]]`. Fills `timings` [ops, 4]
-    and `busy` [3], both zero before.
+    Op i needs the results of `after[after_start[i] : after_start[i + 1]]`. Fills `timings` [ops,
+    TIMED] and `busy` [3], both zero before.
     """
     free = np.zeros(3, np.int64)
     issued = np.zeros(len(table), np.int64)
     ring = np.zeros(banks, np.int64)
-    state = np.zeros(3, np.int64)
+    state = np.zeros(STATE, np.int64)
     dram_free, last_start, cycles = 0, 0, 0
     for i in range(len(table)):
         op = table[i]
@@ -69,6 +73,7 @@ def run_step(
             dram_free = start + op[WRITE]
             busy[DRAM] += op[WRITE]
             timings[i, START], timings[i, END], timings[i, READY] = start, dram_free, dram_free
+            timings[i, IDEAL] = max(0, dram_free - cycles)
             cycles = max(cycles, dram_free)
             continue
         unit = ARRAY if op[KIND] == ON_ARRAY else VECTOR
@@ -79,11 +84,13 @@ def run_step(
         transferred = op[READ] + op[WRITE]
         worked = op[LEAD] + op[LAST_WORK]
         begin = max(free[unit], ready)
+        state[WAITED] = 0
         if op[LOAD_OP] < 0:
             start, end = begin, begin + worked
         else:
             load = op[LOAD_OP]
             state[TRANSFERRED], state[PROCESSED] = max(dram_free, issued[load]), begin
+            state[SEEN] = cycles
             opened, start = _stream(table[load], op, latency, ring, state)
             dram_free, end = state[TRANSFERRED], state[PROCESSED]
             uniform = table[load, BLOCKS] - 1
@@ -100,12 +107,19 @@ def run_step(
         busy[DRAM] += transferred
         timings[i, START], timings[i, END], timings[i, READY] = start, end, finished
         timings[i, BOUND] = DRAM if transferred > worked else unit
+        filled = start + op[LEAD]
+        timings[i, LOADED] = max(0, filled - cycles)
+        timings[i, IDEAL] = max(0, end - max(filled, cycles)) - state[WAITED]
+        timings[i, STALL] = state[WAITED]
+        timings[i, DRAINED] = max(0, finished - max(end, cycles))
         cycles = max(cycles, finished)
     return cycles
 
 
-TRANSFERRED, PROCESSED, OLDEST = range(3)
-"""State of a stream: D and A of its latest block, and the place in the ring of A[i - B]."""
+STATE = 5
+TRANSFERRED, PROCESSED, OLDEST, SEEN, WAITED = range(STATE)
+"""State of a stream: D and A of its latest block, and the place in the ring of A[i - B]; and how
+long the unit has waited between its blocks, counted from cycle `SEEN` on."""
 
 
 @njit(cache=True, nogil=True)
@@ -121,6 +135,7 @@ def _stream(
     if blocks == 1:
         c, a = load[LAST_LOAD], op[LAST_WORK]
     _blocks(1, c, op[LEAD] + a, latency, ring, state)
+    state[WAITED] = 0
     opened = state[TRANSFERRED] - c
     start = state[PROCESSED] - op[LEAD] - a
     if blocks > 1:
@@ -130,7 +145,7 @@ def _stream(
         _blocks(head, c, a, latency, ring, state)
         rounds = (count - head) // banks
         if rounds:
-            _rounds(rounds, c, a, latency, ring, state)
+            _counted_rounds(rounds, c, a, latency, ring, state)
         _blocks(count - head - rounds * banks, c, a, latency, ring, state)
         _blocks(1, load[LAST_LOAD], op[LAST_WORK], latency, ring, state)
     return opened, start
@@ -150,14 +165,58 @@ def _blocks(
     `ring` holds A[i-B] .. A[i-1], earlier streams' blocks included.
     """
     transferred, processed, place = state[TRANSFERRED], state[PROCESSED], state[OLDEST]
+    waited = 0
     for _ in range(count):
         transferred = max(transferred, ring[place]) + c
-        processed = max(processed, transferred + latency) + a
+        begin = max(processed, transferred + latency)
+        waited += max(0, begin - max(processed, state[SEEN]))
+        processed = begin + a
         ring[place] = processed
         place += 1
         if place == len(ring):
             place = 0
     state[TRANSFERRED], state[PROCESSED], state[OLDEST] = transferred, processed, place
+    state[WAITED] += waited
+
+
+@njit(cache=True, nogil=True)
+def _counted_rounds(
+    p: int, c: int, a: int, latency: int, ring: NDArray[np.int64], state: NDArray[np.int64]
+) -> None:
+    """Continue by `p` >= 1 rounds as `_rounds`, and count what the unit waits from `SEEN` on.
+
+    Rounds that end before `SEEN` are found by bisection; the one in which it falls is walked.
+    """
+    before = 0
+    if state[PROCESSED] < state[SEEN]:
+        beyond = p + 1
+        while beyond - before > 1:
+            middle = (before + beyond) // 2
+            trial_ring, trial = ring.copy(), state.copy()
+            _rounds(middle, c, a, latency, trial_ring, trial)
+            if trial[PROCESSED] <= state[SEEN]:
+                before = middle
+            else:
+                beyond = middle
+        if before:
+            _rounds(before, c, a, latency, ring, state)
+        if before < p:
+            _blocks(len(ring), c, a, latency, ring, state)
+            before += 1
+    if before < p:
+        start = state[PROCESSED]
+        _rounds(p - before, c, a, latency, ring, state)
+        state[WAITED] += state[PROCESSED] - start - (p - before) * len(ring) * a
+
+
+@njit(cache=True, nogil=True)
+def sum_parts(
+    timings: NDArray[np.int64], kinds: NDArray[np.int64], sums: NDArray[np.int64]
+) -> None:
+    """Add up ops' parts in `sums` [kinds, units, 4], by kind and by the unit that bounds them."""
+    for i in range(len(timings)):
+        for part in range(4):
+            sums[kinds[i], timings[i, BOUND], part] += timings[i, LOADED + part]
 
 
 @njit(cache=True, nogil=True)

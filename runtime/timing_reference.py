@@ -13,6 +13,7 @@ from speqc.runtime.timing import (
     Load,
     Op,
     OpTiming,
+    Parts,
     Skip,
     StepTiming,
     Store,
@@ -55,8 +56,9 @@ def walk_step(ops: Sequence[Op], target: Target) -> tuple[StepTiming, list[Hold]
         reference.place(index, op)
     timings = tuple(reference.timings[index] for index in range(len(ops)))
     cycles = max((timing.ready for timing in timings), default=0)
+    parts = tuple(reference.parts.get(index, Parts()) for index in range(len(ops)))
     busy = (reference.busy[unit] for unit in reference.busy)
-    return StepTiming(cycles, timings, *busy), reference.holds
+    return StepTiming(cycles, timings, parts, *busy), reference.holds
 
 
 class _Reference:
@@ -72,6 +74,7 @@ class _Reference:
         self.issued: dict[int, int] = {}
         self.last_start = 0
         self.timings: dict[int, OpTiming] = {}
+        self.parts: dict[int, Parts] = {}
 
     def hold(
         self, unit: Bound, earliest: int, cycles: int, op: int, part: Part, block: int = 0
@@ -88,9 +91,11 @@ class _Reference:
             self.issued[index] = max(self.last_start, self.results(op.after))
         elif isinstance(op, Store):
             end = self.hold("dram", self.results(op.after), op.cycles, index, "write")
+            self.parts[index] = Parts(ideal=max(0, end - self.reached()))
             self.timings[index] = OpTiming(end - op.cycles, end, end, "dram")
         elif isinstance(op, Skip):
             end = self.hold("dram", self.results(op.after), 0, index, "write")
+            self.parts[index] = Parts(ideal=max(0, end - self.reached()))
             self.timings[index] = OpTiming(end, end, end, "dram")
         elif isinstance(op, SwitchMode):
             self.compute(index, "array", None, [op.cycles], 0, 0, (), 0, 0)
@@ -110,6 +115,11 @@ class _Reference:
         work = [op.block_cycles] * (blocks - 1) + [op.last_block_cycles]
         spill = op.read_cycles, op.write_cycles
         self.compute(index, op.unit, op.load, work, op.lead, op.drain, op.after, *spill)
+
+    def reached(self) -> int:
+        """When the last of all ops so far was ready; loads count with their consumers."""
+        done = (t.ready for i, t in self.timings.items() if not isinstance(self.ops[i], Load))
+        return max(done, default=0)
 
     def results(self, after: tuple[int, ...]) -> int:
         return max((self.timings[index].ready for index in after), default=0)
@@ -132,7 +142,7 @@ class _Reference:
             read = self.hold("dram", ready, read_cycles, index, "read")
             ready = read + self.target.dram_latency_cycles
         usable = [0] * len(work)
-        starts = []
+        starts, ends = [], []
         transfers = []
         for block, cycles in enumerate(work):
             if load is not None:
@@ -142,6 +152,7 @@ class _Reference:
                 cycles += lead
             end = self.hold(unit, max(usable[block], ready), cycles, index, "work", block)
             starts.append(end - cycles)
+            ends.append(end)
             if load is not None:
                 self.released.append(end)
         if load is not None:
@@ -153,6 +164,8 @@ class _Reference:
         worked = lead + sum(work)
         bound = "dram" if self.busy["dram"] - dram_before > worked else unit
         self.last_start = starts[0]
+        begins = [starts[0] + lead, *starts[1:]]
+        self.parts[index] = split_cycles(self.reached(), begins, ends, ready)
         self.timings[index] = OpTiming(starts[0], end, ready, bound)
 
     def transfer(self, load_index: int, block: int) -> int:
@@ -172,3 +185,20 @@ class _Reference:
         start = transfers[0] - self.block_cycles(load, 0)
         end = transfers[-1]
         self.timings[load] = OpTiming(start, end, end + self.target.dram_latency_cycles, "dram")
+
+
+def split_cycles(reached: int, starts: list[int], ends: list[int], ready: int) -> Parts:
+    """What an op does with its cycles: those from ``reached`` on, to its result at ``ready``.
+
+    It works on its blocks from ``starts`` to ``ends``, the lead before the first not included.
+    """
+
+    def new(start: int, end: int) -> int:
+        return max(0, end - max(start, reached))
+
+    return Parts(
+        load=new(0, starts[0]),
+        ideal=sum(map(new, starts, ends)),
+        stall=sum(map(new, ends[:-1], starts[1:])),
+        drain=new(ends[-1], ready),
+    )

@@ -25,13 +25,16 @@ from speqc.html_ir import PassEntry, program_only, read_dump
 from speqc.html_steps import NamedCall, step_data
 from speqc.html_weights import weight_data
 from speqc.pipeline import LEVELS, STAGES
+from speqc.recorded_model import check_recorded
 from speqc.replay import Replay, read_replay
-from speqc.report import Fields, acceptance_fields, check_destination, show_bytes, write_text
+from speqc.report import Fields, acceptance_fields
 from speqc.runtime.calls import Call
 from speqc.runtime.decode import find_program
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.program_timing import ProgramTimer
 from speqc.simulate import program_chunk
+from speqc.text_files import check_destination, write_text
+from speqc.units import show_bytes
 
 SCRIPTS = (
     "page.js",
@@ -67,6 +70,8 @@ def write_report(path: Path, out: Path, options: ReportOptions) -> None:
     check_destination(str(out), "--output")
     artifact = load_artifact(path)
     run = None if options.run is None else read_replay(options.run)
+    if options.run is not None and run is not None:
+        check_recorded(options.run, run.model, path, artifact.manifest)
     page = build_page(artifact, options, run)
     write_text(page, str(out))
     report(f"wrote {out} ({show_bytes(len(page.encode()))})")
@@ -109,12 +114,20 @@ def _calls(artifact: Artifact, options: ReportOptions, run: Replay | None) -> li
             f"a prompt of {past} tokens and a round of {length + 1} do not fit the context of "
             f"{artifact.context}: give a shorter --prompt-length"
         )
-    chunk = min(program_chunk(program), artifact.context)
+    chunk = min(_first_chunk(artifact, options, run), artifact.context)
     return [
         NamedCall("draft", Call(DRAFT, 1, past)),
         NamedCall("verify", Call(FULL, 1 + length, past)),
         NamedCall("prompt", Call(FULL, chunk, 0)),
     ]
+
+
+def _first_chunk(artifact: Artifact, options: ReportOptions, run: Replay | None) -> int:
+    """Rows of the first pass of the prompt: the run's own, or that of the length asked for."""
+    chunk = program_chunk(artifact.program)
+    if run is not None:
+        chunk = min(run.prompt_chunk or chunk, options.prompt_length or run.prompt_length)
+    return min(chunk, options.prompt_length or chunk)
 
 
 def _passes(artifact: Artifact, options: ReportOptions) -> list[PassEntry]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from speqc.dialects.speq import DRAFT, FULL
+from speqc.recorded_model import FIELD
 from speqc.report import prompt_calls, round_calls, token_calls
 from speqc.runtime.calls import Call
 from speqc.runtime.decode import MODES, Round
@@ -25,6 +26,8 @@ class Replay:
     experts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Texts of `routing.to_text`: of the passes of the prompt, of those after it, and of the tokens
     in plain decoding; each may be absent."""
+    model: object = None
+    """What the recording says of the model (see `recorded_model`)."""
 
     def calls(self, chunk: int) -> list[Call]:
         """The passes of the run, with a prompt in chunks of `chunk` tokens."""
@@ -57,6 +60,7 @@ def _replay(report: dict[str, Any], prompt_length: int | None) -> Replay:
         [_round(entry) for entry in report.get("rounds", ())],
         _chunk(report.get("prompt_chunk")),
         _experts(report.get("experts", {}), moved=prompt_length is not None),
+        report.get(FIELD),
     )
     if run.mode not in MODES:
         raise ValueError(f"unknown mode {run.mode!r}")

@@ -6,11 +6,9 @@ which the prompt's pass gives. `simulated` covers the whole run, prompt included
 """
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
@@ -18,12 +16,15 @@ import click
 from speqc.diagnostics import progress
 from speqc.dialects.speq import DRAFT, FULL
 from speqc.expert_report import expert_fields, expert_text
+from speqc.phase_report import component_shares, print_phases
+from speqc.phases import Passes, passes_of, phase_fields, run_sums
 from speqc.runtime.calls import Call
 from speqc.runtime.decode import Round
-from speqc.runtime.errors import SpeqcError
 from speqc.runtime.program_timing import ProgramTimer
 from speqc.runtime.routing import Chosen
 from speqc.tables import print_table
+from speqc.text_files import check_destination, write_text
+from speqc.units import show_bytes, show_energy, show_time
 
 Fields = dict[str, Any]
 """A JSON object."""
@@ -89,18 +90,35 @@ def time_calls(timer: ProgramTimer, calls: Sequence[Call]) -> None:
 
 
 def timing_fields(
-    timer: ProgramTimer, calls: Sequence[Call], prompt_length: int, tokens: int
+    timer: ProgramTimer,
+    calls: Sequence[Call],
+    prompt_length: int,
+    tokens: int,
+    *,
+    verifies: bool = False,
 ) -> Fields:
-    """Simulated cost of a run's passes, its prompt's included."""
-    total = timer.total(calls)
-    prompt = timer.total(call for call in calls if call.past < prompt_length)
+    """Simulated cost of a run's passes, its prompt's included.
+
+    `verifies` says that full passes after the prompt verify what was drafted.
+    """
+    return passes_fields(timer, passes_of(calls, prompt_length, verifies=verifies), tokens)
+
+
+def passes_fields(timer: ProgramTimer, passes: Passes, tokens: int) -> Fields:
+    """Simulated cost of passes by phase, which may be weighted."""
+    phases = phase_fields(timer, passes)
+    total = run_sums(phases.values())
+    seconds = timer.target.seconds(total["cycles"])
+    prompt = phases.get("prompt", {"cycles": 0})
     return {
-        "cycles": total.cycles,
-        "seconds": total.seconds,
-        "prompt_seconds": prompt.seconds,
-        "tokens_per_second": tokens / total.seconds,
-        "dram_bytes": total.dram_bytes,
-        "energy_joules": total.energy_joules,
+        "cycles": total["cycles"],
+        "seconds": seconds,
+        "prompt_seconds": timer.target.seconds(prompt["cycles"]),
+        "tokens_per_second": tokens / seconds,
+        "dram_bytes": total["dram_bytes"],
+        "energy_joules": total["energy_joules"],
+        "energy_by_component": total["energy_by_component"],
+        "by_phase": phases,
     }
 
 
@@ -129,7 +147,7 @@ def run_fields(
         "full_passes_per_token": full_passes / (tokens - 1) if tokens > 1 else 0.0,
         **expert_fields(timer, calls[: len(prompt)], calls[len(prompt) :], plain),
         "target": timer.target.name,
-        "simulated": timing_fields(timer, calls, prompt_length, tokens),
+        "simulated": timing_fields(timer, calls, prompt_length, tokens, verifies=bool(rounds)),
         "baseline": {"simulated": timing_fields(timer, baseline, prompt_length, tokens)},
     }
     return fields | speedup_fields(fields)
@@ -158,43 +176,10 @@ def write_json(fields: Mapping[str, Any], destination: str) -> None:
         write_text(text + "\n", destination)
 
 
-def write_text(text: str, destination: str) -> None:
-    """Write a file beside its name and rename it when complete."""
-    path = Path(destination)
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        # A device, a pipe, or a link such as /dev/stdout: a rename would put a file in its place.
-        path.write_text(text, encoding="utf-8")
-    else:
-        _replace_file(path, text)
-
-
-def _replace_file(path: Path, text: str) -> None:
-    making = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        making.write_text(text, encoding="utf-8")
-        making.replace(path)
-    finally:
-        making.unlink(missing_ok=True)
-
-
 def check_json_destination(destination: str | None) -> None:
     """Raise SpeqcError where `write_json` could not write, before there is anything to write."""
     if destination != "-":
         check_destination(destination, "--json")
-
-
-def check_destination(destination: str | None, option: str) -> None:
-    """Raise SpeqcError, naming the option, where `write_text` could not write."""
-    if destination is None:
-        return
-    path = Path(destination)
-    if path.is_dir():
-        raise SpeqcError(f"{option}: {path} is a folder")
-    if not path.absolute().parent.is_dir():
-        raise SpeqcError(f"{option}: {path}: the folder {path.parent} does not exist")
-    written = path if path.exists() and not path.is_file() else path.absolute().parent
-    if not os.access(written, os.W_OK):
-        raise SpeqcError(f"{option}: {path}: no permission to write to {written}")
 
 
 def report_rows(fields: Fields) -> list[tuple[str, str, str]]:
@@ -215,9 +200,10 @@ def report_rows(fields: Fields) -> list[tuple[str, str, str]]:
         ("of which the prompt", "prompt_seconds", show_time),
         ("tokens per second", "tokens_per_second", "{:.2f}".format),
         ("DRAM traffic", "dram_bytes", show_bytes),
-        ("DRAM energy", "energy_joules", "{:.4g} J".format),
+        ("energy", "energy_joules", show_energy),
     ):
         rows.append((label, show(ours[key]), show(plain[key])))
+    rows.append(("of which", component_shares(ours), component_shares(plain)))
     rows.append(("speedup", f"{fields['speedup']:.2f}x", "1.00x"))
     rows.append(("speedup after the prompt", f"{fields['decode_speedup']:.2f}x", "1.00x"))
     if "experts" in fields:
@@ -234,22 +220,6 @@ def _share(accepted: float, drafted: float) -> str:
     return f"expected: {accepted:.1f} of {drafted:.1f} drafted"
 
 
-def show_time(seconds: float) -> str:
-    """Seconds in a unit that leaves few digits before the point."""
-    if seconds >= 1:
-        return f"{seconds:.3f} s"
-    return f"{seconds * 1e3:.3f} ms" if seconds >= 1e-3 else f"{seconds * 1e6:.3f} us"
-
-
-def show_bytes(size: float) -> str:
-    """Bytes in a unit that leaves few digits before the point."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.4g} {unit}"
-        size /= 1000
-    return f"{size:.4g} TB"
-
-
 def print_report(fields: Fields, mode: str, *, stderr: bool) -> None:
     """Show a report: a table on a terminal, else a line for each fact.
 
@@ -262,7 +232,15 @@ def print_report(fields: Fields, mode: str, *, stderr: bool) -> None:
     if (sys.stderr if stderr else sys.stdout).isatty():
         columns = (f"on {fields['target']}", mode, "autoregressive" if beside else "")
         print_table(columns, rows, stderr=stderr)
-        return
+    else:
+        _print_lines(fields, mode, rows, stderr=stderr)
+    print_phases(fields, beside=beside, stderr=stderr)
+
+
+def _print_lines(
+    fields: Fields, mode: str, rows: Iterable[tuple[str, str, str]], *, stderr: bool
+) -> None:
+    beside = mode != "autoregressive"
     legend = " (autoregressive: in brackets)" if beside else ""
     click.echo(f"{mode} decoding on {fields['target']}{legend}", err=stderr)
     for label, value, plain in rows:

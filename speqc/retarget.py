@@ -24,19 +24,20 @@ def retarget(program: ModuleOp, target: Target) -> ModuleOp:
     weights = {op.sym_name.data: op for op in module.ops if isinstance(op, WeightOp)}
     for op in module.walk():
         if isinstance(op, LoadWeightOp):
-            _retile(op, weights[op.weight.string_value()], target)
+            retile(op, weights[op.weight.string_value()], target)
     VerifyPePass().apply(Context(), module)
     return module
 
 
-def _retile(op: LoadWeightOp, weight: WeightOp, target: Target) -> None:
+def retile(op: LoadWeightOp, weight: WeightOp, target: Target) -> None:
+    """Load the view of a weight that the stream carries in tiles of the target's array."""
     assert isinstance(op.stream.type, StreamType)
     view = op.stream.type.content
     assert isinstance(view, ViewType)
     k, n = view.shape
-    bits, group_size = weight_traffic(weight, view.view)
-    tiles = costs.tile_weight(k, n, target, weight_bits=bits, group_size=group_size)
-    cost = costs.gemm(k, n, 1, target, weight_bits=bits, group_size=group_size)
+    facts = weight_traffic(weight, view.view)._asdict()
+    tiles = costs.tile_weight(k, n, target, **facts)
+    cost = costs.gemm(k, n, 1, target, **facts)
     op.tiling = TilingAttr((tiles.depth, tiles.columns), tiles.grid, tiles.per_block)
     op.block_bytes = IntegerAttr(cost.block_bytes, i64)
     op.last_block_bytes = IntegerAttr(cost.last_block_bytes, i64)

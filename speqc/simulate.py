@@ -2,33 +2,36 @@
 
 Time depends on how many tokens are drafted and accepted, never on which. An assumed acceptance
 gives an expectation, computed exactly: with tokens accepted independently with probability A, a
-round that drafts d of them accepts j < d with probability A^j (1 - A) and all of them with A^d. The
-cost still to come, as a function of the tokens already emitted, follows from the last token back.
+round that drafts d of them accepts j < d with probability A^j (1 - A) and all of them with A^d. How
+likely a round begins behind so many tokens follows from the first token on.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
 from xdsl.dialects.builtin import ModuleOp
 
 from speqc.artifact import load_artifact
+from speqc.auto_length import length_for_acceptance, length_for_run, mean_past, shortened
 from speqc.compile import CompileOptions
 from speqc.compile_shape import compile_shape
-from speqc.diagnostics import note, progress
+from speqc.diagnostics import note
 from speqc.dialects.speq import CallOp
+from speqc.expected_rounds import mean_counts, round_chances
 from speqc.expert_report import choices, expert_fields, with_choices
+from speqc.op_report import pass_fields, print_passes
+from speqc.phases import expected_passes, passes_of
+from speqc.recorded_model import check_recorded
 from speqc.replay import Replay, read_replay
 from speqc.report import (
     Fields,
     check_json_destination,
+    passes_fields,
     print_report,
     prompt_calls,
-    round_calls,
     run_fields,
     speedup_fields,
     time_calls,
@@ -38,7 +41,6 @@ from speqc.report import (
 )
 from speqc.retarget import retarget
 from speqc.runtime.calls import Call
-from speqc.runtime.costs import dram_energy_joules
 from speqc.runtime.decode import Round, find_program
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.module_attributes import module_context
@@ -47,11 +49,15 @@ from speqc.shape_files import is_shape, load_shape
 from speqc.target_files import DEFAULT_TARGET, load_target
 from speqc.trace import TracedRun, TraceOptions, write_trace
 
-CYCLES, BYTES, DRAFTED, ACCEPTED, ROUNDS = range(5)
-"""What is summed up over rounds: places in a vector of expectations."""
-
 SEED = 0
 """Of the course of rounds that a trace shows of an expectation."""
+
+
+class Recorded(NamedTuple):
+    """Where a recorded run lies, and what it says of its model."""
+
+    path: Path
+    model: object
 
 
 @dataclass(frozen=True)
@@ -65,23 +71,34 @@ class Source:
     target: str | None = None
     codebook: str | None = None
     group_size: int | None = None
+    levels: str | None = None
 
-    def program(self) -> ModuleOp:
-        """The `pe` program; raises SpeqcError where there is none, or options do not apply."""
+    def program(self, recorded: Recorded | None = None) -> ModuleOp:
+        """The `pe` program, which must be of the model of a run that was recorded.
+
+        Raises SpeqcError where there is none, it is another model's, or options do not apply.
+        """
         path = Path(self.name)
         if not path.is_dir() and is_shape(self.name):
+            if recorded is not None:
+                note(f"the rounds of {recorded.path} are those of the model it was recorded with")
             return self._compiled()
-        program = load_artifact(path).program
-        if self.codebook is not None or self.group_size is not None:
+        artifact = load_artifact(path)
+        program = artifact.program
+        if recorded is not None:
+            check_recorded(recorded.path, recorded.model, path, artifact.manifest)
+        if (self.codebook, self.group_size, self.levels) != (None, None, None):
             raise SpeqcError(
-                f"{path}: is compiled already: --codebook and --group-size are for shapes"
+                f"{path}: is compiled already: --codebook, --levels and --group-size are for shapes"
             )
         return program if self.target is None else _on_target(program, self.target)
 
     def _compiled(self) -> ModuleOp:
         shape = load_shape(self.name)
         machine = load_target(self.target or DEFAULT_TARGET)
-        options = CompileOptions(machine, self.codebook or "sets", self.group_size)
+        options = CompileOptions(
+            machine, self.codebook or "sets", self.group_size, levels=self.levels
+        )
         start = time.perf_counter()
         program = compile_shape(shape, options)
         note(f"compiled the shape {self.name} in {time.perf_counter() - start:.1f} s")
@@ -99,32 +116,55 @@ def simulate(
     json_to: str | None,
     fixed_context: bool = False,
     trace: TraceOptions | None = None,
+    by_op: bool = False,
+    auto: bool = False,
 ) -> None:
     """Time an artifact or shape and report on standard output.
 
     Without `acceptance` and `replay`, plain decoding is timed. Without `replay` both lengths are
     needed; beside it a `prompt_length` moves its rounds to another place in the context. With
     `fixed_context` every pass after the prompt is timed behind as many positions as the prompt has.
+    `by_op` adds the first pass of each phase, operation by operation. With `auto` the draft length
+    is the best for the acceptance, or for the recorded rounds, which are cut to it.
 
     Raises SpeqcError where artifact, replay or target is bad, or the context is too short.
     """
     check_json_destination(json_to)
     if trace is not None:
         trace.check()
-    program = source.program()
-    if replay is not None:
-        run = read_replay(replay, prompt_length)
+    recorded = None if replay is None else read_replay(replay, prompt_length)
+    if replay is not None and recorded is not None:
+        program, run = source.program(Recorded(replay, recorded.model)), recorded
+        length = None
+        if auto:
+            past = mean_past(run.prompt_length, run.new_tokens, fixed_context=fixed_context)
+            length = length_for_run(_timer(program, run, fixed_context), past, run, replay)
+            run = shortened(run, length)
         mode, fields = _replayed(program, run, new_tokens, fixed_context)
+        if length is not None:
+            fields["draft_length"] = length
     else:
         assert prompt_length is not None and new_tokens is not None
+        program = source.program()
         run = Replay("autoregressive", prompt_length, new_tokens, (), None)
         if acceptance is None:
             mode, fields = _replayed(program, run, None, fixed_context)
         else:
             mode = "speculative"
-            length = draft_length or _program_draft_length(program)
+            length = draft_length or (
+                _auto_length(program, run, acceptance, fixed_context)
+                if auto
+                else _program_draft_length(program)
+            )
             fields = expected_fields(program, run, acceptance, length, fixed_context)
             run = drawn_run(run, acceptance, length)
+    if auto:
+        note(
+            f"auto: draft length {fields['draft_length']}; expected speedup "
+            f"{fields['decode_speedup']:.2f}x after the prompt"
+        )
+    if by_op:
+        fields["passes"] = _first_passes(program, run, fixed_context)
     if json_to is not None:
         write_json(fields, json_to)
     if trace is not None:
@@ -132,6 +172,20 @@ def simulate(
         _write_trace(trace, program, timer, run, drawn=acceptance is not None)
     if json_to != "-":
         print_report(fields, mode, stderr=False)
+        print_passes(fields.get("passes", ()))
+
+
+def _auto_length(program: ModuleOp, run: Replay, acceptance: float, fixed_context: bool) -> int:
+    check_lengths(program, run, fixed_context)
+    past = mean_past(run.prompt_length, run.new_tokens, fixed_context=fixed_context)
+    timer = _timer(program, run, fixed_context)
+    return length_for_acceptance(timer, past, acceptance, run.new_tokens - 2)
+
+
+def _first_passes(program: ModuleOp, run: Replay, fixed_context: bool) -> list[Fields]:
+    timer = _timer(program, run, fixed_context)
+    calls = run_calls(program, run, timer)
+    return pass_fields(timer, passes_of(calls, run.prompt_length, verifies=bool(run.rounds)))
 
 
 def _timer(program: ModuleOp, run: Replay, fixed_context: bool) -> ProgramTimer:
@@ -243,14 +297,14 @@ def expected_fields(
     timer = _timer(program, run, fixed_context)
     prompt = prompt_calls(run.prompt_length, program_chunk(program))
     plain = prompt + token_calls(run.prompt_length, run.new_tokens)
-    time_calls(timer, plain)
-    with progress("timing rounds", run.new_tokens - 1) as advance:
-        sums = expected_sums(timer, run, acceptance, draft_length, lambda: advance(1))
+    chances = round_chances(run.new_tokens, acceptance, draft_length)
+    passes = {
+        **passes_of(prompt, run.prompt_length, verifies=True),
+        **expected_passes(run.prompt_length, chances),
+    }
+    time_calls(timer, [*plain, *(call for weighted in passes.values() for call in weighted)])
     baseline = timing_fields(timer, plain, run.prompt_length, run.new_tokens)
-    start = timer.total(prompt)
-    cycles, size = start.cycles + sums[CYCLES], start.dram_bytes + sums[BYTES]
-    seconds = timer.target.seconds(1) * cycles
-    rounds, drafted, accepted = sums[ROUNDS], sums[DRAFTED], sums[ACCEPTED]
+    rounds, drafted, accepted = mean_counts(chances, acceptance)
     fields: Fields = {
         "mode": "speculative",
         "fixed_context": fixed_context,
@@ -267,41 +321,7 @@ def expected_fields(
         "full_passes_per_token": rounds / (run.new_tokens - 1) if run.new_tokens > 1 else 0.0,
         **expert_fields(timer, plain, (), ()),
         "target": timer.target.name,
-        "simulated": {
-            "cycles": cycles,
-            "seconds": seconds,
-            "prompt_seconds": start.seconds,
-            "tokens_per_second": run.new_tokens / seconds,
-            "dram_bytes": size,
-            "energy_joules": dram_energy_joules(1, timer.target) * size,
-        },
+        "simulated": passes_fields(timer, passes, run.new_tokens),
         "baseline": {"simulated": baseline},
     }
     return fields | speedup_fields(fields)
-
-
-def expected_sums(
-    timer: ProgramTimer,
-    run: Replay,
-    acceptance: float,
-    draft_length: int,
-    advance: Callable[[], None],
-) -> list[float]:
-    """Expected sums over the rounds after the prompt; `advance` is called for each token."""
-    still = np.zeros((run.new_tokens + 1, 5))
-    for emitted in range(run.new_tokens - 1, 0, -1):
-        drafted = min(draft_length, run.new_tokens - emitted - 1)
-        probabilities = acceptance_distribution(acceptance, drafted)
-        calls = round_calls(run.prompt_length + emitted - 1, [Round(drafted, 0, False)])
-        total = timer.total(calls)
-        accepted = float(probabilities @ np.arange(drafted + 1))
-        this = np.array([total.cycles, total.dram_bytes, drafted, accepted, 1])
-        still[emitted] = this + probabilities @ still[emitted + 1 : emitted + drafted + 2]
-        advance()
-    return still[min(1, run.new_tokens)].tolist()
-
-
-def acceptance_distribution(acceptance: float, drafted: int) -> NDArray[np.float64]:
-    """Probabilities [drafted + 1] of accepting 0, 1, .. all of the drafted tokens."""
-    reached = np.float64(acceptance) ** np.arange(drafted + 1, dtype=np.float64)
-    return np.append(reached[:-1] * (1 - acceptance), reached[-1])

@@ -16,6 +16,7 @@ from speqc.dialects import pe
 from speqc.dialects.onnx import node_name
 from speqc.dialects.speq import ViewType
 from speqc.runtime.calls import Call
+from speqc.runtime.energy import energy
 from speqc.runtime.program_timing import ProgramTimer, TimedOp
 from speqc.runtime.routing import expected_rows, predicates
 from speqc.runtime.timing import Array, Bound, Load, Skip, StepTiming, SwitchMode, Vector
@@ -41,6 +42,8 @@ class OpFacts:
         unit_cycles: for how long it keeps its unit busy; 0 on DRAM.
         dram_cycles, dram_bytes: what it moves: stream, operands and results in DRAM.
         operations: additions and multiplications of products and attention, else 0.
+        load, ideal, stall, drain: the step's cycles that are its own, as in `timing.Parts`.
+        energy_joules: of all that it moves and computes.
     """
 
     name: str
@@ -56,6 +59,11 @@ class OpFacts:
     dram_cycles: int
     dram_bytes: int
     operations: int
+    load: int
+    ideal: int
+    stall: int
+    drain: int
+    energy_joules: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +99,18 @@ def step_facts(timer: ProgramTimer, call: Call) -> StepFacts:
         (dram if hold.unit == "dram" else unit)[hold.op] += hold.end - hold.start
     loads = {place: entry for place, entry in enumerate(timed) if isinstance(entry.op, Load)}
     rows = _Work(timer, call, timed)
-    names, modes = list(_names(timed)), list(_modes(timed))
+    names, modes = list(op_names(timed)), list(_modes(timed))
     ops: list[OpFacts] = []
     owners: dict[int, int] = {}
     for place, entry in enumerate(timed):
         if place in loads:
             continue
         stream = entry.op.load if isinstance(entry.op, Array) else None
-        moved, size = dram[place], entry.dram_bytes
+        moved, size, work = dram[place], entry.dram_bytes, entry.work
         if stream is not None:
             owners[stream] = len(ops)
             moved, size = moved + dram[stream], size + timed[stream].dram_bytes
+            work = work.plus(timed[stream].work)
         owners[place] = len(ops)
         span = timing.ops[place]
         kind, name = names[place]
@@ -121,6 +130,8 @@ def step_facts(timer: ProgramTimer, call: Call) -> StepFacts:
                 dram_cycles=moved,
                 dram_bytes=size,
                 operations=rows.operations(entry, name),
+                energy_joules=energy(size, work, timer.target).total,
+                **timing.parts[place]._asdict(),
             )
         )
     blocks = {place: _blocks(entry) for place, entry in loads.items()}
@@ -162,8 +173,8 @@ def _modes(timed: list[TimedOp]) -> Iterator[str | None]:
         yield mode
 
 
-def _names(timed: list[TimedOp]) -> Iterator[tuple[str, str]]:
-    """Kind and name of each op."""
+def op_names(timed: list[TimedOp]) -> Iterator[tuple[str, str]]:
+    """Kind and name of each op of a pass."""
     parts: dict[Operation, Iterator[str]] = {}
     for entry in timed:
         match entry.source:
@@ -194,7 +205,7 @@ class _Work:
     """How many additions and multiplications ops of one pass take."""
 
     def __init__(self, timer: ProgramTimer, call: Call, timed: list[TimedOp]):
-        self.rows, self.past = call.rows, call.past
+        self.rows, self.past = timer.extent(call.rows, call.past)
         self.experts: dict[SSAValue, int] = {}
         function = timed[0].source.parent_op() if timed else None
         if isinstance(function, FuncOp):

@@ -19,15 +19,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from speqc.dialects.speq import DRAFT
-from speqc.report import Fields, check_destination, write_text
+from speqc.report import Fields
 from speqc.runtime.calls import Call
 from speqc.runtime.decode import Round
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.program_timing import ProgramTimer
 from speqc.runtime.target import Target
-from speqc.runtime.timing import Bound
+from speqc.runtime.timing import BOUNDS, Bound
 from speqc.runtime.timing_reference import Hold
 from speqc.step_facts import OpFacts, StepFacts, step_facts
+from speqc.text_files import check_destination, write_text
 
 Event = dict[str, Any]
 
@@ -127,17 +128,15 @@ def trace_events(timer: ProgramTimer, run: TracedRun, detailed: int) -> Iterator
     start = number = 0
     for phase in run.phases():
         calls = run.calls[number : number + phase.steps]
-        costs = [timer.step(*call) for call in calls]
-        end = start + sum(cost.timing.cycles for cost in costs)
+        costs = [timer.cost(*call) for call in calls]
+        end = start + sum(cost.cycles for cost in costs)
         yield clock.slice(HOST, ROUNDS_TRACK, phase.name, "round", start, end, {})
         for call, cost in zip(calls, costs, strict=True):
-            args = _step_args(call, cost.timing.cycles, cost.dram_bytes)
-            stop = start + cost.timing.cycles
+            args = _step_args(call, cost.cycles, cost.dram_bytes)
+            stop = start + cost.cycles
             yield clock.slice(HOST, ROUNDS_TRACK, step_name(call, run), "step", start, stop, args)
-            busy = cost.timing
-            yield clock.counter(start, busy.dram_busy_cycles, "dram", busy.cycles)
-            yield clock.counter(start, busy.array_busy_cycles, "array", busy.cycles)
-            yield clock.counter(start, busy.vector_busy_cycles, "vector", busy.cycles)
+            for unit, busy in zip(BOUNDS, cost.busy, strict=True):
+                yield clock.counter(start, busy, unit, cost.cycles)
             if first <= number < first + detailed:
                 yield from _step_events(clock, step_facts(timer, call), start)
             number += 1
@@ -212,6 +211,11 @@ def _op_args(op: OpFacts) -> Fields:
         "cycles": op.unit_cycles,
         "dram_cycles": op.dram_cycles,
         "bound": op.bound,
+        "load": op.load,
+        "ideal": op.ideal,
+        "stall": op.stall,
+        "drain": op.drain,
+        "energy_joules": op.energy_joules,
     }
     return args if op.mode is None else args | {"mode": op.mode}
 

@@ -1,7 +1,8 @@
+const OP_PARTS = ['load', 'ideal', 'stall', 'drain'];
 const OPERATION_COLUMNS = [
   ['place', '#', 1], ['name', 'operation', 0], ['node', 'node', 0], ['unit', 'unit', 0], ['bound', 'bound', 0],
-  ['start', 'start', 1], ['span', 'to end', 1], ['unit_cycles', 'busy', 1], ['stall', 'stalled', 1],
-  ['dram_cycles', 'DRAM cycles', 1], ['dram_bytes', 'bytes', 1],
+  ['start', 'start', 1], ['cycles', 'cycles', 1], ...OP_PARTS.map((part) => [part, part, 1]),
+  ['dram_cycles', 'DRAM busy', 1], ['dram_bytes', 'bytes', 1], ['nanojoules', 'nJ', 1],
 ];
 const FIRST_ROWS = 150;
 
@@ -17,31 +18,27 @@ function operationTables(step, { ops }) {
   const rows = ops.name.map((_, i) => ({
     place: i + 1, name: ops.name[i], node: ops.node[i], kind: ops.kind[i], unit: SHORT_NAMES[ops.unit[i]],
     bound: SHORT_NAMES[ops.bound[i]], boundKey: ops.bound[i], start: ops.start[i], span: ops.end[i] - ops.start[i],
-    unit_cycles: ops.unit_cycles[i],
-    stall: ops.unit[i] === 'dram' ? 0 : ops.end[i] - ops.start[i] - ops.unit_cycles[i],
-    dram_cycles: ops.dram_cycles[i], dram_bytes: ops.dram_bytes[i],
+    unit_cycles: ops.unit_cycles[i], dram_cycles: ops.dram_cycles[i], dram_bytes: ops.dram_bytes[i],
+    ...Object.fromEntries(OP_PARTS.map((part) => [part, ops[part][i]])),
+    cycles: OP_PARTS.reduce((sum, part) => sum + ops[part][i], 0), nanojoules: Math.round(ops.energy_joules[i] * 1e9),
   }));
-  return [element('p', {}, `${stepTitle(step)}; ${count(step.cycles)} cycles. Units work side by side, so that their cycles do not add up to those of the step. Stalled: from start to end without being busy, as a product that waits for its blocks.`),
+  return [element('p', {}, `${stepTitle(step)}; ${count(step.cycles)} cycles. Each cycle belongs to the first operation that is not ready by then: loading (until it works on its first block), ideal (its unit works), stalled (its unit waits between blocks) or draining (until its result is ready). These add up to the step. Units work side by side, so that the cycles for which they are busy do not.`),
     element('h3', {}, 'By kind'), kindTable(rows, step), element('h3', {}, 'One by one'), ...sortableTable(rows, step)];
 }
 
 function kindTable(rows, step) {
   const kinds = new Map();
   for (const row of rows) {
-    const sum = kinds.get(row.kind) || { count: 0, unit: 0, dram: 0, bytes: 0, stall: 0 };
-    sum.count += 1;
-    sum.unit += row.unit_cycles;
-    sum.dram += row.dram_cycles;
-    sum.bytes += row.dram_bytes;
-    sum.stall += row.stall;
+    const sum = kinds.get(row.kind) || { count: 0, unit_cycles: 0, dram_cycles: 0, dram_bytes: 0, nanojoules: 0, cycles: 0, load: 0, ideal: 0, stall: 0, drain: 0 };
+    for (const key of Object.keys(sum)) sum[key] += key === 'count' ? 1 : row[key];
     kinds.set(row.kind, sum);
   }
   const all = Math.max(1, step.cycles);
-  return table('Operations by kind', [['kind'], ['operations', 1], ['busy cycles', 1], ['of the step', 1],
-    ['stalled cycles', 1], ['DRAM cycles', 1], ['of the step', 1], ['bytes', 1]],
-  [...kinds].sort((a, b) => b[1].unit + b[1].dram - a[1].unit - a[1].dram).map(([kind, sum]) => [
-    kind, count(sum.count), count(sum.unit), percent(sum.unit / all), count(sum.stall), count(sum.dram),
-    percent(sum.dram / all), bytes(sum.bytes)]));
+  return table('Operations by kind', [['kind'], ['operations', 1], ['cycles', 1], ['of the step', 1],
+    ...OP_PARTS.map((part) => [part, 1]), ['unit busy', 1], ['DRAM busy', 1], ['bytes', 1], ['energy', 1]],
+  [...kinds].sort((a, b) => b[1].cycles - a[1].cycles).map(([kind, sum]) => [
+    kind, count(sum.count), count(sum.cycles), percent(sum.cycles / all), ...OP_PARTS.map((part) => count(sum[part])),
+    count(sum.unit_cycles), count(sum.dram_cycles), bytes(sum.dram_bytes), `${(sum.nanojoules / 1e6).toPrecision(4)} mJ`]));
 }
 
 function sortableTable(rows, step) {

@@ -154,12 +154,21 @@ async function show(name) {
     document.getElementById(tab.getAttribute('aria-controls')).hidden = !chosen;
   }
   history.replaceState(null, '', `#${name}`);
-  const section = document.getElementById(name);
-  if (!built.has(name)) {
-    built.set(name, Promise.resolve(PARTS[name](section.querySelector('.content'), await unpack('summary')))
-      .then(() => { section.dataset.ready = 'true'; }));
-  }
+  if (!built.has(name)) built.set(name, build(name));
   await built.get(name);
+}
+
+/** Fill a part; until its data are unpacked it says so. */
+async function build(name) {
+  const section = document.getElementById(name);
+  const waiting = element('p', { class: 'waiting', role: 'status' }, 'Unpacking \u2026');
+  section.append(waiting);
+  try {
+    await PARTS[name](section.querySelector('.content'), await unpack('summary'));
+    section.dataset.ready = 'true';
+  } finally {
+    waiting.remove();
+  }
 }
 
 function start() {

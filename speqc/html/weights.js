@@ -88,7 +88,7 @@ function weightTable(weights) {
   return table('Weights', [['weight'], ['from'], ['K \u00d7 N', 1], ['bytes', 1], ['exponents'], ['book'], ['group', 1], ['shift', 1], ['draft SNR', 1], ['exact']],
     weights.map((weight) => [
       weight.name, named(weight.source), weight.shape.join(' \u00d7 '), bytes(weight.bytes), sparkline(weight.exponents),
-      weight.codebook || `FP16: ${weight.kept}`, String(weight.group_size ?? ''), String(weight.shift ?? ''),
+      [weight.codebook, weight.levels].filter(Boolean).join(' ') || `FP16: ${weight.kept}`, String(weight.group_size ?? ''), String(weight.shift ?? ''),
       weight.draft_snr_db === null ? '' : `${weight.draft_snr_db.toFixed(2)} dB`, weight.exact === null ? '' : weight.exact ? 'yes' : 'NO']));
 }
 

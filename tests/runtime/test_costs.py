@@ -13,10 +13,10 @@ from speqc.runtime.costs import (
     attention_values_on_vector,
     cache_append_bytes,
     dram_cycles,
-    dram_energy_joules,
     embedding_bytes,
     gemm,
     tied_embedding_bytes,
+    tile_weight,
     vector_cycles,
 )
 from speqc.runtime.target import Target
@@ -47,11 +47,6 @@ def test_dram_cycles_are_exact_beyond_floats() -> None:
     fast = replace(TARGET, clock_hz=10**11, dram_bytes_per_second=2**50)
     assert dram_cycles(2**60, fast) == 2**10 * 10**11
     assert dram_cycles(2**60 + 1, fast) > 2**10 * 10**11
-
-
-def test_dram_energy() -> None:
-    # 8e12 bits at 18.75 pJ.
-    assert dram_energy_joules(10**12, TARGET) == pytest.approx(150.0)
 
 
 def test_vector_cycles() -> None:
@@ -113,6 +108,18 @@ def test_lanes_by_width(bits: int, depth: int) -> None:
     assert one_lane.unit_cycles == 64 + 16 * 64
 
 
+@pytest.mark.parametrize(("mantissa_bits", "depth"), [(0, 256), (2, 256), (3, 64), (10, 64)])
+def test_levels_that_a_lane_does_not_take_go_to_the_full_multiplier(
+    mantissa_bits: int, depth: int
+) -> None:
+    target = replace(TARGET, draft_mantissa_bits=2)
+    facts: dict[str, int] = {"weight_bits": 4, "group_size": 64, "mantissa_bits": mantissa_bits}
+    cost = gemm(1024, 64, 1, target, **facts)
+    assert cost.unit_cycles == 64 + 1024 // depth * 64
+    assert cost.stream_bytes == 1024 * 64 // 2 + 16 * 64 * 2
+    assert tile_weight(1024, 64, target, **facts).depth == depth
+
+
 def test_tile_larger_than_a_bank() -> None:
     small = replace(TARGET, weight_sram_bytes=8 * 8191)
     with pytest.raises(CostError, match=r"bank of 8191 bytes .* 64 x 64 16-bit weights \(8192 b"):
@@ -155,9 +162,9 @@ def test_embedding_bytes() -> None:
 
 
 def test_tied_embedding_bytes_by_hand() -> None:
-    # 9 tiles along K, each with 32 bytes of F (one burst) and 96 of R (two); 9 scales of a burst.
-    assert tied_embedding_bytes(576, 2, TARGET, group_size=64) == 2 * (9 * 3 + 9) * 64
-    assert tied_embedding_bytes(576, 2, TARGET, group_size=None) == 2 * 9 * 3 * 64
+    # 9 tiles along K, each with 32 bytes of four planes (a burst each); 9 scales of a burst.
+    assert tied_embedding_bytes(576, 2, TARGET, group_size=64) == 2 * (9 * 4 + 9) * 64
+    assert tied_embedding_bytes(576, 2, TARGET, group_size=None) == 2 * 9 * 4 * 64
 
 
 def test_cache_append_bytes_by_hand() -> None:

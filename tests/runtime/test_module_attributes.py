@@ -33,7 +33,7 @@ def module_for(target: Target) -> ModuleOp:
 @given(
     clock=st.integers(1, 10**11),
     sram=st.integers(1, 2**40),
-    energy=st.floats(0, 1e6) | st.integers(0, 10**6),
+    energy=st.floats(0, 1e4) | st.integers(0, 10**4),
     text=st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1).filter(
         str.strip
     ),

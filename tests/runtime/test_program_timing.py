@@ -2,9 +2,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from xdsl.context import Context
 from xdsl.dialects.builtin import Builtin, ModuleOp, TensorType
 from xdsl.dialects.func import Func, FuncOp
@@ -29,8 +31,17 @@ from speqc.runtime.program_timing import (
     ProgramTimer,
     TimedOp,
 )
+from speqc.runtime.step_sums import (
+    CYCLES,
+    DRAM_BYTES,
+    KINDS,
+    cycles_of,
+    empty_table,
+    kind_of,
+    work_of,
+)
 from speqc.runtime.target import Target
-from speqc.runtime.timing import Array, Load, Store, SwitchMode, Vector
+from speqc.runtime.timing import BOUNDS, Array, Load, Store, SwitchMode, Vector
 from speqc.runtime.timing_reference import time_step_by_blocks
 from speqc.runtime.vector_ops import VECTOR_OPS
 
@@ -257,7 +268,7 @@ def test_total_is_the_sum_of_the_passes(timer: ProgramTimer) -> None:
     assert total.dram_bytes == sum(step.dram_bytes for step in steps)
     assert total.seconds == total.cycles / 500_000_000
     # 18.75 pJ a bit.
-    assert total.energy_joules == pytest.approx(total.dram_bytes * 150e-12)
+    assert total.energy.dram == pytest.approx(total.dram_bytes * 150e-12)
     assert timer.total([]).cycles == 0
 
 
@@ -282,6 +293,36 @@ def test_what_was_timed_before_changes_nothing(
         used.ops("full", rows, 200 * past)
     rows, past = steps[-1]
     assert used.ops("full", rows, 200 * past) == ProgramTimer(program).ops("full", rows, 200 * past)
+
+
+@given(
+    target=st.sampled_from(sorted(TARGETS)),
+    passes=st.lists(
+        st.tuples(
+            st.sampled_from(["full", "draft"]),
+            st.sampled_from([1, 2, 3, 9, 33, 70]),
+            st.sampled_from([0, 1, 5, 64, 300, 901]),
+        ),
+        min_size=1,
+        max_size=8,
+    ),
+)
+@settings(max_examples=20, deadline=None)
+def test_costs_of_passes_are_those_op_by_op(
+    program: ModuleOp,
+    timers: dict[str, ProgramTimer],
+    target: str,
+    passes: list[tuple[str, int, int]],
+) -> None:
+    """`cost` moves what it knows to other rows and lengths, in any order; `time` starts anew."""
+    exact = timers[target]
+    fast = ProgramTimer(retarget(program, exact.target))
+    for call in passes:
+        cost = fast.cost(*call)
+        ops = exact.ops(*call)
+        assert cost.cycles == exact.time(*call).timing.cycles
+        assert cost.dram_bytes == sum(entry.dram_bytes for entry in ops)
+        assert (cost.table == exact.summed(ops).table).all()
 
 
 def test_unknown_function(timer: ProgramTimer) -> None:
@@ -524,7 +565,30 @@ def test_cost_is_the_sum_of_the_step(
     for name, rows in (("full", 1), ("draft", 1), ("full", 9), ("full", 80)):
         for past in (0, 77, 78, 64, 901, 1):
             step = timers[target].step(name, rows, past)
-            assert fresh.cost(name, rows, past) == (step.timing.cycles, step.dram_bytes)
+            cost = fresh.cost(name, rows, past)
+            assert (cost.cycles, cost.dram_bytes) == (step.timing.cycles, step.dram_bytes)
+            assert np.array_equal(cost.table, by_hand(timers[target], name, rows, past))
+
+
+def by_hand(timer: ProgramTimer, name: str, rows: int, past: int) -> NDArray[np.int64]:
+    """A pass's table, from its ops one by one, and from the reference that walks its blocks."""
+    entries = timer.ops(name, rows, past)
+    timing = time_step_by_blocks([entry.op for entry in entries], timer.target)
+    table = empty_table()
+    for entry, op, parts in zip(entries, timing.ops, timing.parts, strict=True):
+        kind = KINDS.index(kind_of(entry.source))
+        cycles_of(table)[kind, BOUNDS.index(op.bound)] += parts
+        table[kind, DRAM_BYTES:] += (entry.dram_bytes, *entry.work)
+    assert table[:, CYCLES].sum() == timing.cycles
+    return table
+
+
+def test_drafts_that_lanes_cannot_multiply_take_the_full_multipliers(program: ModuleOp) -> None:
+    _, full, draft, _ = work_of(ProgramTimer(program).cost("draft", 1, 5).table)
+    narrow = ProgramTimer(retarget(program, replace(TARGET, draft_mantissa_bits=0)))
+    _, more, none, _ = work_of(narrow.cost("draft", 1, 5).table)
+    assert draft > 0 == none
+    assert more > full
 
 
 def test_longest_past(program: ModuleOp, timer: ProgramTimer) -> None:

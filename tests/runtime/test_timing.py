@@ -2,17 +2,21 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from speqc.runtime.target import Target
 from speqc.runtime.timing import (
+    BOUNDS,
     Array,
     Load,
     Op,
     OpTiming,
+    Parts,
     Skip,
+    StepTable,
     Store,
     SwitchMode,
     Unit,
@@ -187,6 +191,58 @@ def test_busy_cycles() -> None:
     assert timing.vector_busy_cycles == 7
 
 
+def parts(ops: Sequence[Op], target: Target) -> list[Parts]:
+    """What the ops do with the step's cycles, on which both implementations must agree."""
+    timing = time_step(ops, target)
+    assert timing == time_step_by_blocks(ops, target)
+    return list(timing.parts)
+
+
+def test_parts_of_a_stream_by_hand() -> None:
+    # Usable at 15, 25, 35. Lead 15..17, blocks 17..21, 25..29, 35..39; ready at 46.
+    _, array = parts([Load(3, 10, 10), Array(0, 4, 4, lead=2, drain=7)], machine(latency=5))
+    assert array == Parts(load=17, ideal=12, stall=10, drain=7)
+
+
+def test_hidden_cycles_belong_to_the_op_before() -> None:
+    # Blocks 10..14, 20..24, 30..34, the vector op 0..22 and ready at 25: of the stream's cycles
+    # those from 25 on are left, 5 of waiting and 4 of work.
+    ops = [Load(3, 10, 10), Vector(22), Array(0, 4, 4)]
+    assert parts(ops, machine(vector_latency=3))[1:] == [
+        Parts(ideal=22, drain=3),
+        Parts(ideal=4, stall=5),
+    ]
+
+
+def test_operands_results_and_stores_by_hand() -> None:
+    # Read 0..3, usable at 8; computed 8..10, ready at 14; written 14..19; stored 19..26.
+    ops = [Vector(2, read_cycles=3, write_cycles=5), Store(7, after=(0,)), SwitchMode(30)]
+    assert parts(ops, machine(latency=5, vector_latency=4)) == [
+        Parts(load=8, ideal=2, drain=9),
+        Parts(ideal=7),
+        Parts(ideal=4),
+    ]
+
+
+def test_op_that_is_ready_before_earlier_ones_has_no_cycles() -> None:
+    assert parts([Vector(50), SwitchMode(64), Vector(3), Array(None, 0, 9)], machine())[2:] == [
+        Parts(),
+        Parts(ideal=9),
+    ]
+
+
+@pytest.mark.parametrize("hidden", [0, 1, 13, 500, 123_457, 10**6 - 1, 10**6 + 4, 10**7])
+def test_hidden_part_of_a_long_stream(hidden: int) -> None:
+    # Block i is worked on from 10 i + 10 to 10 i + 14.
+    ops = [Load(100_000, 10, 10), Vector(hidden), Array(0, 4, 4)]
+    _, vector, array = time_step(ops, machine()).parts
+    ends = [(10 * i + 10, 10 * i + 14) for i in range(100_000)]
+    assert sum(vector) == hidden
+    assert array.ideal == sum(max(0, end - max(start, hidden)) for start, end in ends)
+    assert sum(array) == max(0, 10**6 + 4 - hidden)
+    assert array.load == max(0, 10 - hidden)
+
+
 def test_long_streams_cost_nothing() -> None:
     # Nothing holds the channel up, and the last block ends 3 after its transfer.
     blocks = 10**12
@@ -330,6 +386,25 @@ def test_closed_form_of_streams(
     ops += [Array(index, *costs[3:]) for index, costs in enumerate(streams)]
     target = machine(banks, latency)
     assert time_step(ops, target) == time_step_by_blocks(ops, target)
+
+
+@settings(max_examples=300, deadline=None)
+@given(steps(), MACHINES, st.data())
+def test_parts_add_up_to_the_step(ops: list[Op], target: Target, data: st.DataObject) -> None:
+    timing = time_step(ops, target)
+    assert sum(map(sum, timing.parts)) == timing.cycles
+    assert min(min(own, default=0) for own in [(), *timing.parts]) >= 0
+    kinds = data.draw(st.lists(st.integers(0, 3), min_size=len(ops), max_size=len(ops)))
+    sums = StepTable(ops, target).parts(np.array(kinds, np.int64), 4)
+    assert sums.sum() == timing.cycles
+    for kind, by_bound in enumerate(sums):
+        for bound, found in zip(BOUNDS, by_bound.tolist(), strict=True):
+            own = [
+                part
+                for k, op, part in zip(kinds, timing.ops, timing.parts, strict=True)
+                if (k, op.bound) == (kind, bound)
+            ]
+            assert found == [sum(column) for column in zip(Parts(), *own, strict=True)]
 
 
 @settings(max_examples=100, deadline=None)

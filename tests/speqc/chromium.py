@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-SECONDS = 30
-"""How long an answer may take."""
+SECONDS = 180
+"""How long an answer may take: beside much other work a browser takes a minute to start."""
+
+STARTS = 2
+"""How often a browser is started that ends, or says nothing, before it has a page."""
 
 FLAGS = (
     "--headless",
@@ -133,21 +136,44 @@ class Page:
 @contextmanager
 def browser(executable: str, profile: Path) -> Iterator[Page]:
     """Start a browser with an empty profile, and end it."""
+    for start in range(STARTS):
+        with _process(executable, profile / str(start)) as (reader, writer):
+            try:
+                page = Page(reader, writer)
+            except (AssertionError, OSError) as error:
+                if start == STARTS - 1:
+                    said = (profile / str(start)).with_suffix(".log").read_text()
+                    raise AssertionError(f"{error}; it said: {said}") from error
+                continue
+            yield page
+            return
+
+
+@contextmanager
+def _process(executable: str, profile: Path) -> Iterator[tuple[int, int]]:
+    """A browser's process: the descriptors to read from it and to write to it."""
     to_browser, from_browser = os.pipe(), os.pipe()
     # The shell moves the pipes to the descriptors that the browser expects.
     command = f'exec "$@" 3<&{to_browser[0]} 4>&{from_browser[1]}'
+    log = profile.with_suffix(".log").open("wb")
     process = subprocess.Popen(
         ["bash", "-c", command, "bash", executable, *FLAGS, f"--user-data-dir={profile}"],
         pass_fds=(to_browser[0], from_browser[1]),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=log,
     )
+    log.close()
     os.close(to_browser[0])
     os.close(from_browser[1])
     try:
-        yield Page(from_browser[0], to_browser[1])
+        yield from_browser[0], to_browser[1]
     finally:
         process.terminate()
-        process.wait(SECONDS)
+        try:
+            process.wait(SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
         os.close(to_browser[1])
         os.close(from_browser[0])

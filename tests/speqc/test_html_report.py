@@ -305,7 +305,7 @@ def test_operations_sort_and_lead_to_the_timeline(browser, page: Path) -> None:
     browser.open(page, "#operations")
     browser.wait("document.getElementById('operations').dataset.ready === 'true'")
     rows = "[...document.querySelectorAll('#operation-table tbody tr')]"
-    browser.evaluate("document.querySelectorAll('#operation-table th button')[10].click()")
+    browser.evaluate("document.querySelectorAll('#operation-table th button')[13].click()")
     sizes = browser.evaluate(
         f"{rows}.map(r => Number(r.lastChild.textContent.replaceAll(',', '')))"
     )

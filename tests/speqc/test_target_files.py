@@ -1,4 +1,5 @@
 from dataclasses import asdict
+from math import log
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,13 @@ def message(tmp_path: Path, text: str) -> str:
 
 
 def test_shipped_targets() -> None:
-    assert shipped_targets() == ("speq-64x64", "speq-64x64-one-lane")
+    assert shipped_targets() == (
+        "speq-128x128-hbm2",
+        "speq-16x16-lpddr4x",
+        "speq-32x32",
+        "speq-64x64",
+        "speq-64x64-one-lane",
+    )
     assert DEFAULT_TARGET in shipped_targets()
 
 
@@ -53,6 +60,24 @@ def test_shipped_files_name_themselves_and_every_source(name: str) -> None:
     assert file.sources.keys() == LIMITS.keys()
 
 
+@pytest.mark.parametrize("name", shipped_targets())
+def test_energies_are_those_that_their_sources_give(name: str) -> None:
+    target = load_target(name)
+    # Horowitz, ISSCC 2014, at 45 nm: picojoules for 64 bits of SRAMs of so many KiB.
+    published = {8: 10, 32: 20, 1024: 100}
+    bank = target.weight_bank_bytes / 1024
+    low = max(size for size in published if size <= bank)
+    high = min(size for size in published if size > bank)
+    place = log(bank / low) / log(high / low)
+    sram = published[low] * (published[high] / published[low]) ** place / 64
+    assert target.sram_energy_picojoules_per_bit == pytest.approx(sram, rel=0.01)
+    # FP16 product and FP32 sum; a draft's product by the rows of its multiplier; FP32 both.
+    rows = (target.draft_mantissa_bits + 1) / 11
+    assert target.array_full_energy_picojoules_per_multiply_add == pytest.approx(1.1 + 0.9)
+    assert target.array_draft_energy_picojoules_per_multiply_add == pytest.approx(1.1 * rows + 0.9)
+    assert target.vector_energy_picojoules_per_operation == pytest.approx(3.7 + 0.9)
+
+
 def test_limits_cover_the_numeric_fields() -> None:
     assert LIMITS.keys() == asdict(Target()).keys() - {"name", "description"}
 
@@ -65,8 +90,8 @@ def test_file_by_path(tmp_path: Path) -> None:
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(TargetError, match=r"'speq-32x32'.*speq-64x64, speq-64x64-one-lane"):
-        load_target("speq-32x32")
+    with pytest.raises(TargetError, match=r"'speq-8x8'.*speq-64x64, speq-64x64-one-lane"):
+        load_target("speq-8x8")
 
 
 def test_absent_file(tmp_path: Path) -> None:
@@ -99,6 +124,13 @@ def test_missing_key(tmp_path: Path) -> None:
         ("clock_hz", 10**15, "got 1000000000000000"),
         ("dram_latency_ns", -1, "dram_latency_ns must be an integer from 0 to 1000000000"),
         ("dram_energy_picojoules_per_bit", "nan", "must be a number from 0"),
+        ("dram_energy_picojoules_per_bit", 1e6, "must be a number from 0 to 10000, got 1000000.0"),
+        ("sram_energy_picojoules_per_bit", -0.5, "must be a number from 0 to 10000, got -0.5"),
+        ("array_full_energy_picojoules_per_multiply_add", "inf", "must be a number"),
+        ("array_draft_energy_picojoules_per_multiply_add", "true", "must be a number"),
+        ("vector_energy_picojoules_per_operation", -4, "must be a number from 0 to 10000, got -4"),
+        ("draft_mantissa_bits", 11, "draft_mantissa_bits must be an integer from 0 to 10, got 11"),
+        ("draft_mantissa_bits", -1, "draft_mantissa_bits must be an integer from 0 to 10, got -1"),
         ("name", "", "name must be a non-empty string, got ''"),
     ],
 )

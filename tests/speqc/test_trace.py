@@ -149,6 +149,22 @@ def test_slices_of_a_track_nest(name: str, request: pytest.FixtureRequest) -> No
             open_slices.append(end)
 
 
+def test_passes_without_blocks_are_not_listed_op_by_op(timer: ProgramTimer, monkeypatch) -> None:
+    """Slices and counters of a pass that is not shown come from its sums: the same, and fast."""
+    quick = list(trace_events(timer, a_run(), 0))
+    monkeypatch.setattr(timer, "time", None)
+    monkeypatch.setattr(timer, "ops", None)
+    assert list(trace_events(timer, a_run(), 0)) == quick
+    shares = [event for event in quick if event["ph"] == "C"]
+    monkeypatch.undo()
+    for number, call in enumerate(a_run().calls):
+        timing = timer.time(*call).timing
+        units = timing.dram_busy_cycles, timing.array_busy_cycles, timing.vector_busy_cycles
+        of_call = shares[3 * number : 3 * number + 3]
+        expected = [round(busy / timing.cycles, 6) for busy in units]
+        assert [event["args"]["share"] for event in of_call] == expected
+
+
 def test_rounds_of_the_host(timer: ProgramTimer) -> None:
     events = [e for e in trace_events(timer, a_run(), 0) if e["pid"] == HOST and e["ph"] != "M"]
     draft = ["draft"]

@@ -200,7 +200,10 @@ class StreamType(ParametrizedAttribute, TypeAttribute):
 
 @irdl_op_definition
 class ModeOp(IRDLOperation):
-    """Reconfigure the array: `draft` reads 4-bit weights, `full` reads 16-bit ones."""
+    """Reconfigure the array for the width of the weights that the view of that name reads.
+
+    `draft`: 4 bits, `wide8`: 8, `wide12`: 12, `full`: 16.
+    """
 
     name = "pe.mode"
 
@@ -459,7 +462,8 @@ class GemmOp(IRDLOperation):
     """`input` [1, M, K] times a streamed KxN weight on the array: [1, M, N].
 
     FP32 accumulation in ascending k. In draft mode each group's partial sum is multiplied by its
-    scale and added in ascending group order. The sum is rounded once to the result's type.
+    scale and added in ascending group order; in the other modes the weights are FP16 numbers, those
+    that the view shows. The sum is rounded once to the result's type.
 
     `when`: rows for which a predicate [1, M, 1] does not hold are not computed, and are zero.
     """

@@ -3,9 +3,10 @@
 A module at this level holds
 
 * declarations: `speq.weight` (a matrix of FP16 weights by reference, one 4-bit draft field and one
-  12-bit rest field per weight) and `speq.cache` (the keys and values of one attention layer),
+  12-bit rest field per weight), and `speq.cache` (the keys and values of one attention layer) or
+  `speq.history` (the tokens so far, of a model whose steps recompute their prefix),
 * step functions (`func.func`): one pass of the model over M new tokens, where every dynamic
-  dimension (`?`) is M,
+  dimension (`?`) is M; with a history, over all tokens so far, where it is their number,
 * `speq.decode`: the host program that drives the step functions (prefill, draft, verify, accept,
   truncate).
 
@@ -79,12 +80,19 @@ SPECULATIVE, AUTOREGRESSIVE, DRAFT_ONLY = "speculative", "autoregressive", "draf
 PROGRAMS = (SPECULATIVE, AUTOREGRESSIVE, DRAFT_ONLY)
 """Names of the decode programs that a finished module has."""
 
+CONSTANT, HEURISTIC, COST = "constant", "heuristic", "cost"
+SCHEDULES = (CONSTANT, HEURISTIC, COST)
+"""Rules that say how many tokens a round drafts."""
+
 EXPERTS = "speq.experts"
 """The attribute of a step function with a mixture of experts: for each router, in program order,
 `array<i64: experts, chosen by a token>`. Each expert has a predicate of its own."""
 
 CODEBOOKS = ("sets", "paper", "naive")
 """Code books that a split weight may name."""
+
+LEVELS = ("free", "m2", "m1", "fp4", "pow2")
+"""Sets of draft levels that the code book `sets` has tables for."""
 
 FLOAT = base(Float16Type) | base(Float32Type)
 """Element types that a step computes in."""
@@ -104,12 +112,18 @@ class View(StrEnum):
     """What a step reads of a bit-shared weight."""
 
     DRAFT = auto()
+    WIDE8 = auto()
+    WIDE12 = auto()
     FULL = auto()
 
 
 @irdl_attr_definition
 class ViewAttr(EnumAttribute[View], SpacedOpaqueSyntaxAttribute):
-    """`draft` (the 4-bit field and the group scales) or `full` (the exact FP16 weight)."""
+    """Which of the four planes of nibbles are read, and so how near the FP16 weight is.
+
+    `draft`: the first, a level times the group's scale. `wide8`, `wide12`: two or three, the exact
+    sign and exponent with the two or six leading mantissa bits. `full`: all, the exact weight.
+    """
 
     name = "speq.view_kind"
 
@@ -162,7 +176,10 @@ class WeightOp(IRDLOperation):
     [N, K]. `part` says which matrix of a tensor of three dimensions it is. `digest` is that of the
     tensor or part, or "none" where nothing but its type is known. `codebook`,
     `group_size` and `shift` (the weight is scaled by 2^-shift before it is encoded) stand on split
-    weights; `kept` gives the reason why a weight stays plain FP16.
+    weights, and with the code book `sets` its set of `levels` (`free` unless it is named);
+    `kept` gives the reason why a weight stays plain FP16. `stored_bits` stands on the weights of a
+    quantised model: a machine reads that many bits a weight, and a 16-bit scale per `group_size`
+    weights along K. Such a program is timed, never computed.
     """
 
     name = "speq.weight"
@@ -174,9 +191,11 @@ class WeightOp(IRDLOperation):
     transposed = opt_prop_def(UnitAttr)
     part = opt_prop_def(IntegerAttr[I64])
     codebook = opt_prop_def(StringAttr)
+    levels = opt_prop_def(StringAttr)
     group_size = opt_prop_def(IntegerAttr[I64])
     shift = opt_prop_def(IntegerAttr[I64])
     kept = opt_prop_def(StringAttr)
+    stored_bits = opt_prop_def(IntegerAttr[I64])
     exponents = opt_prop_def(DenseArrayBase.constr(i64))
     zeros = opt_prop_def(IntegerAttr[I64])
 
@@ -220,6 +239,13 @@ class WeightOp(IRDLOperation):
         """Whether the weight is stored as draft and rest planes."""
         return self.codebook is not None
 
+    @property
+    def level_set(self) -> str | None:
+        """The set of draft levels of a weight in the code book `sets`; else None."""
+        if self.codebook != StringAttr("sets"):
+            return None
+        return "free" if self.levels is None else self.levels.data
+
     def verify_(self) -> None:
         """Check shape, element type and the fields that belong together."""
         error = digest_error(self.digest.data, self.exponents, self.zeros)
@@ -231,18 +257,40 @@ class WeightOp(IRDLOperation):
             raise VerifyException(f"a weight is a static KxN matrix, got {self.type}")
         if self.part is not None and self.part.value.data < 0:
             raise VerifyException(f"part must not be negative, got {self.part.value.data}")
+        if self.stored_bits is not None:
+            self._verify_stored(self.stored_bits.value.data)
+            return
         if self.codebook is None:
-            if self.group_size is not None or self.shift is not None:
-                raise VerifyException("group_size and shift need a codebook")
+            if self.group_size is not None or self.shift is not None or self.levels is not None:
+                raise VerifyException("levels, group_size and shift need a codebook")
             return
         if self.codebook.data not in CODEBOOKS:
             raise VerifyException(
                 f"unknown codebook {self.codebook}, expected one of {', '.join(CODEBOOKS)}"
             )
+        if self.levels is not None:
+            self._verify_levels(self.levels.data)
         if self.kept is not None:
             raise VerifyException("a weight kept as FP16 has no codebook")
         if self.group_size is None or self.group_size.value.data < 1:
             raise VerifyException("a split weight needs a positive group_size")
+
+    def _verify_stored(self, bits: int) -> None:
+        if not 1 <= bits <= 15:
+            raise VerifyException(f"stored_bits must be from 1 to 15, got {bits}")
+        others = self.codebook, self.levels, self.shift, self.kept
+        if any(field is not None for field in others):
+            raise VerifyException(
+                "a weight with stored_bits has no codebook, levels, shift or kept"
+            )
+        if self.group_size is None or self.group_size.value.data < 1:
+            raise VerifyException("a weight with stored_bits needs a positive group_size")
+
+    def _verify_levels(self, levels: str) -> None:
+        if self.codebook != StringAttr("sets"):
+            raise VerifyException(f"levels are for the codebook sets, not {self.codebook}")
+        if levels not in LEVELS:
+            raise VerifyException(f'unknown levels "{levels}", expected one of {", ".join(LEVELS)}')
 
 
 @irdl_op_definition
@@ -284,8 +332,33 @@ class CacheOp(IRDLOperation):
 
 
 @irdl_op_definition
+class HistoryOp(IRDLOperation):
+    """The tokens fed so far: the state of a module whose steps recompute their prefix.
+
+    A module with one has no caches. Each call of a step function then runs it over the history and
+    the new tokens, from position 0: every dynamic size is their number, T. The call gives the rows
+    of logits of the new tokens alone, and extends the history by them; `speq.truncate` cuts it.
+
+    `reason` says what could not be done with caches, for the user.
+    """
+
+    name = "speq.history"
+
+    sym_name = prop_def(SymbolNameConstraint())
+    reason = prop_def(StringAttr)
+
+    traits = traits_def(SymbolOpInterface())
+    assembly_format = "$sym_name `because` $reason attr-dict"
+
+    def __init__(self, sym_name: str, reason: str):
+        super().__init__(
+            properties={"sym_name": StringAttr(sym_name), "reason": StringAttr(reason)}
+        )
+
+
+@irdl_op_definition
 class ViewOp(IRDLOperation):
-    """A view of a declared weight: its draft or its exact values."""
+    """A view of a declared weight: its draft, a wider one, or its exact values."""
 
     name = "speq.view"
 
@@ -745,6 +818,72 @@ def verify_attention(
 
 
 @irdl_op_definition
+class CausalSoftmaxOp(IRDLOperation):
+    """The softmax of scores [..., T, T], each row over its own and earlier positions.
+
+    Row t is the softmax of columns 0 to t, as ONNX's `Softmax` computes it, and zero behind them,
+    whatever stands there.
+    """
+
+    name = "speq.causal_softmax"
+
+    T: ClassVar = VarConstraint("T", TENSOR)
+
+    scores = operand_def(T)
+    result = result_def(T)
+
+    traits = traits_def(Pure())
+    assembly_format = "$scores attr-dict `:` type($scores)"
+
+    def __init__(self, scores: SSAValue):
+        super().__init__(operands=[scores], result_types=[scores.type])
+
+    def verify_(self) -> None:
+        """Check that the last two sizes are the number of tokens."""
+        verify_pairs(self.scores.type)
+
+
+@irdl_op_definition
+class CausalMatmulOp(IRDLOperation):
+    """Weights [..., T, T] times rows [..., T, N]: row t sums over its own and earlier rows.
+
+    Products accumulate in FP32 in ascending position, from 0 to t; the sum is rounded once to the
+    result's type. What stands behind position t in row t of the weights is not read.
+    """
+
+    name = "speq.causal_matmul"
+
+    weights = operand_def(TENSOR)
+    rows = operand_def(TENSOR)
+    result = result_def(TENSOR)
+
+    traits = traits_def(Pure())
+    assembly_format = (
+        "$weights `,` $rows attr-dict `:` `(` type($weights) `,` type($rows) `)` `->` type($result)"
+    )
+
+    def __init__(self, weights: SSAValue, rows: SSAValue, result_type: TensorType):
+        super().__init__(operands=[weights, rows], result_types=[result_type])
+
+    def verify_(self) -> None:
+        """Check the sizes that are the number of tokens."""
+        verify_pairs(self.weights.type)
+        for field, type in (("rows", self.rows.type), ("result", self.result.type)):
+            assert isinstance(type, TensorType)
+            sizes = type.get_shape()
+            if len(sizes) < 2 or sizes[-2] != DYNAMIC_INDEX or sizes[-1] == DYNAMIC_INDEX:
+                raise VerifyException(f"{field} must have shape [..., ?, N], got {_sizes(sizes)}")
+
+
+def verify_pairs(type: Attribute) -> None:
+    """Raise unless a tensor has an element for each pair of tokens: [..., T, T]."""
+    assert isinstance(type, TensorType)
+    sizes = type.get_shape()
+    if tuple(sizes[-2:]) != (DYNAMIC_INDEX, DYNAMIC_INDEX):
+        raise VerifyException(f"expected pairs of tokens [..., ?, ?], got {_sizes(sizes)}")
+
+
+@irdl_op_definition
 class CacheAppendOp(IRDLOperation):
     """Append the new rows [1, KV, M, D] to a cache; `speq.truncate` may take them back."""
 
@@ -764,8 +903,9 @@ class CacheAppendOp(IRDLOperation):
 class DecodeOp(IRDLOperation):
     """A host program: how text is continued with the step functions, in one mode.
 
-    The block argument is the prompt's tokens [1, M]. `draft_length` and `exit_threshold` are the
-    program's defaults, which a run may override.
+    The block argument is the prompt's tokens [1, M]. `draft_length`, `exit_threshold` and
+    `draft_schedule` (one of `SCHEDULES`; constant where absent) are the program's defaults, which a
+    run may override.
     """
 
     name = "speq.decode"
@@ -773,6 +913,7 @@ class DecodeOp(IRDLOperation):
     sym_name = prop_def(SymbolNameConstraint())
     draft_length = opt_prop_def(IntegerAttr[I64])
     exit_threshold = opt_prop_def(FloatAttr)
+    draft_schedule = opt_prop_def(StringAttr)
     body = region_def("single_block")
 
     traits = traits_def(NoTerminator(), SymbolOpInterface())
@@ -786,6 +927,7 @@ class DecodeOp(IRDLOperation):
         *,
         draft_length: int | None = None,
         exit_threshold: float | None = None,
+        draft_schedule: str | None = None,
     ):
         super().__init__(
             properties={
@@ -794,24 +936,27 @@ class DecodeOp(IRDLOperation):
                 "exit_threshold": None
                 if exit_threshold is None
                 else FloatAttr(exit_threshold, f64),
+                "draft_schedule": None if draft_schedule is None else StringAttr(draft_schedule),
             },
             regions=[body],
         )
 
     def verify_(self) -> None:
-        """Check the draft length and the threshold."""
+        """Check the draft length, the threshold and the schedule."""
         if self.draft_length is not None and self.draft_length.value.data < 1:
             raise VerifyException("draft_length must be positive")
         if self.exit_threshold is not None and not 0 <= self.exit_threshold.value.data <= 1:
             raise VerifyException("exit_threshold must lie in [0, 1]")
+        if self.draft_schedule is not None and self.draft_schedule.data not in SCHEDULES:
+            raise VerifyException(f"draft_schedule must be one of {', '.join(SCHEDULES)}")
 
 
 @irdl_op_definition
 class CallOp(IRDLOperation):
     """One pass of a step function over `tokens` [1, M]: logits [1, M, vocabulary].
 
-    Extends the caches by M positions. With `chunk`, more than `chunk` tokens go through in
-    several passes; the result is the same bit for bit.
+    Extends the caches or the history by M positions. With `chunk`, more than `chunk` tokens go
+    through in several passes; the result is the same bit for bit.
     """
 
     name = "speq.call"
@@ -884,7 +1029,8 @@ class DraftOp(IRDLOperation):
 
     The body takes the last token and yields the next one, its probability and the logits that it
     was taken from. It runs at most `draft_length` times, and stops early once a probability lies
-    under `exit_threshold` (the token that did is still proposed: its step is already paid).
+    under `exit_threshold` (the token that did is still proposed: its step is already paid). The
+    program's `draft_schedule` may move the length from round to round, or stop earlier.
     """
 
     name = "speq.draft"
@@ -904,8 +1050,8 @@ class DraftOp(IRDLOperation):
 class VerifyOp(IRDLOperation):
     """The verify region: one full pass over the last token and all drafted ones.
 
-    The caches are first cut back to what they held before drafting, so that the full model's keys
-    and values take the place of the draft's. The body's block argument is the tokens
+    The caches or the history are first cut back to what they held before drafting, so that the full
+    model's keys and values take the place of the draft's. The body's block argument is the tokens
     [1, 1 + drafted]; it yields the logits of every row.
     """
 
@@ -955,7 +1101,7 @@ class AcceptOp(IRDLOperation):
 
 @irdl_op_definition
 class TruncateOp(IRDLOperation):
-    """Cut the caches back to the last token and the `accepted` ones that follow it."""
+    """Cut the caches or the history back to the last token and the `accepted` ones behind it."""
 
     name = "speq.truncate"
 
@@ -1001,6 +1147,7 @@ Speq = Dialect(
     [
         WeightOp,
         CacheOp,
+        HistoryOp,
         ViewOp,
         MatmulOp,
         EmbeddingOp,
@@ -1008,6 +1155,8 @@ Speq = Dialect(
         RMSNormOp,
         RotaryOp,
         AttentionOp,
+        CausalSoftmaxOp,
+        CausalMatmulOp,
         CacheAppendOp,
         DecodeOp,
         CallOp,

@@ -9,7 +9,7 @@ from xdsl.ir import Operation, SSAValue
 
 from speqc.dialects.pe import AttentionOp, GatherOp, GemmOp, LookupOp, VectorOp
 from speqc.passes.finish_order import FinishOrder
-from speqc.runtime.activations import row_bytes, shares_buffer
+from speqc.runtime.activations import is_pairs, row_bytes, shares_buffer
 
 
 @dataclass(eq=False)
@@ -34,7 +34,8 @@ class Buffer:
 class StepBuffers:
     """The buffers of a step in the order in which they are first needed.
 
-    `placed` live in the SRAM, `returned` hold the step's results and live in DRAM.
+    `placed` live in the SRAM, `returned` hold the step's results and live in DRAM. What has
+    elements for pairs of tokens has no buffer: it always lives in DRAM.
     """
 
     placed: Sequence[Buffer]
@@ -68,6 +69,8 @@ def step_buffers(function: FuncOp) -> StepBuffers:
             buffer = by_value[op.operands[0]]
             buffer.owners.append(op)
             by_value[op.results[0]] = buffer
+        elif any(map(is_pairs, op.results)):
+            continue
         elif isinstance(op, GatherOp | LookupOp | GemmOp | VectorOp | AttentionOp):
             buffer = Buffer(sum(_sizes(op.results)), [op], order.set_of(op))
             buffers.append(buffer)

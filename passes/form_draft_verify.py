@@ -11,9 +11,11 @@ from xdsl.rewriter import InsertPoint, Rewriter
 
 from speqc.dialects.speq import (
     AUTOREGRESSIVE,
+    CONSTANT,
     DRAFT,
     DRAFT_ONLY,
     FULL,
+    SCHEDULES,
     SPECULATIVE,
     TOKEN,
     TOKENS,
@@ -33,6 +35,7 @@ from speqc.dialects.speq import (
     YieldOp,
 )
 from speqc.runtime.errors import SpeqcError
+from speqc.runtime.module_attributes import recompute_reason
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class FormDraftVerifyPass(ModulePass):
     """Clone the step @full into @draft, which reads draft views, and add the decode programs.
 
     The programs are @speculative, @autoregressive and @draft_only. A weight that is not split is
-    read in full by the draft too. Prompts go through in chunks of `prompt_chunk` tokens.
+    read in full by the draft too. Prompts go through in chunks of `prompt_chunk` tokens; in a
+    module with a history all at once.
     """
 
     name = "form-draft-verify"
@@ -48,6 +52,7 @@ class FormDraftVerifyPass(ModulePass):
     draft_length: int = 8
     exit_threshold: float = 0.3
     prompt_chunk: int = 64
+    draft_schedule: str = CONSTANT
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         """Rewrite the module in place; raises SpeqcError where it has no step @full."""
@@ -57,16 +62,27 @@ class FormDraftVerifyPass(ModulePass):
         draft = _draft_step(op, full)
         logits = full.function_type.outputs.data[0]
         assert isinstance(logits, TensorType)
-        programs = DecodePrograms(logits, self.prompt_chunk)
+        # Each chunk would compute all tokens before it again.
+        chunk = self.prompt_chunk if recompute_reason(op) is None else None
+        programs = DecodePrograms(logits, chunk)
         Rewriter.insert_op(
             [
                 draft,
-                programs.speculative(self.draft_length, self.exit_threshold),
+                programs.speculative(self.draft_length, self.exit_threshold, self._schedule()),
                 programs.one_by_one(AUTOREGRESSIVE, FULL),
                 programs.one_by_one(DRAFT_ONLY, DRAFT),
             ],
             InsertPoint.after(full),
         )
+
+    def _schedule(self) -> str | None:
+        """What the program says of the schedule; nothing where it is the constant one."""
+        if self.draft_schedule not in SCHEDULES:
+            raise SpeqcError(
+                f"form-draft-verify: draft schedule {self.draft_schedule!r} is none of "
+                f"{', '.join(SCHEDULES)}"
+            )
+        return None if self.draft_schedule == CONSTANT else self.draft_schedule
 
 
 def find_function(module: ModuleOp, name: str) -> FuncOp:
@@ -102,7 +118,9 @@ class DecodePrograms:
         )
         self.prompt_chunk = prompt_chunk
 
-    def speculative(self, draft_length: int, exit_threshold: float) -> DecodeOp:
+    def speculative(
+        self, draft_length: int, exit_threshold: float, draft_schedule: str | None = None
+    ) -> DecodeOp:
         """Draft, verify, accept, truncate, in rounds."""
         first, prefill = self._prefill()
         last, round_block = _block_with(TOKEN, "last")
@@ -128,6 +146,7 @@ class DecodePrograms:
             Region(prefill),
             draft_length=draft_length,
             exit_threshold=exit_threshold,
+            draft_schedule=draft_schedule,
         )
 
     def one_by_one(self, name: str, step: str) -> DecodeOp:

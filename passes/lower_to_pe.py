@@ -98,7 +98,7 @@ class _Lowering:
         """Lower one step function."""
         views = [op for op in function.walk() if isinstance(op, speq.ViewOp)]
         kinds = {op.result.type.view for op in views if isinstance(op.result.type, ViewType)}
-        self.mode = View.DRAFT if View.DRAFT in kinds else View.FULL
+        self.mode = View.FULL if kinds <= {View.FULL} else View.DRAFT
         for op in list(function.body.block.ops):
             self._lower(op)
         for op in reversed(list(function.body.block.ops)):
@@ -125,6 +125,10 @@ class _Lowering:
                 new = self._vector(op, "rms_norm")
             case speq.RotaryOp():
                 new = self._vector(op, "rotary")
+            case speq.CausalSoftmaxOp():
+                new = self._vector(op, "causal_softmax")
+            case speq.CausalMatmulOp():
+                new = self._vector(op, "causal_matmul")
             case onnx.OnnxOp():
                 new = _lookup(op) or self._vector(op, op.name.removeprefix("onnx."))
             case _:
@@ -143,9 +147,9 @@ class _Lowering:
 
     def _load(self, name: str, view: ViewType, predicate: SSAValue | None) -> pe.LoadWeightOp:
         k, n = view.shape
-        bits, group_size = weight_traffic(self.weights[name], view.view)
-        cost = costs.gemm(k, n, 1, self.target, weight_bits=bits, group_size=group_size)
-        tiles = costs.tile_weight(k, n, self.target, weight_bits=bits, group_size=group_size)
+        facts = weight_traffic(self.weights[name], view.view)._asdict()
+        cost = costs.gemm(k, n, 1, self.target, **facts)
+        tiles = costs.tile_weight(k, n, self.target, **facts)
         tiling = pe.TilingAttr((tiles.depth, tiles.columns), tiles.grid, tiles.per_block)
         load = pe.LoadWeightOp(
             name, view, tiling, cost.block_bytes, cost.last_block_bytes, predicate

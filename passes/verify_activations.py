@@ -5,7 +5,7 @@ from xdsl.dialects.func import FuncOp
 from xdsl.ir import Operation
 
 from speqc.passes.activation_buffers import Buffer, step_buffers
-from speqc.runtime.activations import OFFSET, ROW_BYTES
+from speqc.runtime.activations import OFFSET, ROW_BYTES, is_pairs
 from speqc.runtime.errors import SpeqcError
 
 
@@ -14,13 +14,17 @@ def check_activations(function: FuncOp) -> None:
 
     Raises:
         SpeqcError: an activation has no place, or one before the first byte or over another, a
-            result of the step has a place, or the step's bytes for a row are not those it needs.
+            result of the step or what has elements for pairs of tokens has a place, or the step's
+            bytes for a row are not those it needs.
     """
     buffers = step_buffers(function)
     for buffer in buffers.returned:
         for owner in buffer.owners:
             if OFFSET in owner.properties:
                 raise _error(function, owner, f"gives a result of the step and has an {OFFSET}")
+    for op in function.body.block.ops:
+        if OFFSET in op.properties and any(map(is_pairs, op.results)):
+            raise _error(function, op, f"gives elements for pairs of tokens and has an {OFFSET}")
     for buffer, needed in buffers.with_needed():
         buffer.offset = _offset(function, buffer)
         for other in needed:

@@ -24,8 +24,8 @@ from speqc.runtime.errors import SpeqcError
 def check_programs(module: ModuleOp) -> None:
     """Check the step functions' types, and that each decode program is what its name says.
 
-    Draft length, threshold and chunk are free; operations, their order and what feeds them are
-    those of form-draft-verify.
+    Draft length, threshold, schedule and chunk are free; operations, their order and what feeds
+    them are those of form-draft-verify.
 
     Raises:
         SpeqcError: a function or program is missing or another; the line names the first operation
@@ -50,7 +50,7 @@ def check_programs(module: ModuleOp) -> None:
 
 
 def _expected(program: DecodeOp, full: FuncOp) -> DecodeOp:
-    """The program of that name with the draft length, threshold and chunk that `program` has."""
+    """The program of that name with the lengths, threshold and schedule that `program` has."""
     logits = full.function_type.outputs.data[0]
     assert isinstance(logits, TensorType)
     prefill = program.body.block.first_op
@@ -63,7 +63,9 @@ def _expected(program: DecodeOp, full: FuncOp) -> DecodeOp:
                 raise SpeqcError(f"verify-pe: @{name} has no {field}")
         assert program.draft_length is not None and program.exit_threshold is not None
         return programs.speculative(
-            program.draft_length.value.data, program.exit_threshold.value.data
+            program.draft_length.value.data,
+            program.exit_threshold.value.data,
+            None if program.draft_schedule is None else program.draft_schedule.data,
         )
     return programs.one_by_one(name, {AUTOREGRESSIVE: FULL, DRAFT_ONLY: DRAFT}[name])
 

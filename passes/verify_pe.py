@@ -16,15 +16,19 @@ from speqc.passes.matching import ANY, shape
 from speqc.passes.verify_activations import check_activations
 from speqc.passes.verify_decode import check_programs
 from speqc.runtime import costs
+from speqc.runtime.activations import is_pairs
 from speqc.runtime.errors import SpeqcError
-from speqc.runtime.module_attributes import module_context, module_target
+from speqc.runtime.module_attributes import module_context, module_target, proved_positions
 from speqc.runtime.routing import predicates, routers
 from speqc.runtime.target import Target
 from speqc.runtime.tensor_references import has_bytes
 from speqc.runtime.vector_ops import VECTOR_OPS
 from speqc.runtime.weight_traffic import weight_traffic
 
-OWN_KERNELS = ("rms_norm", "rotary")
+CAUSAL_KERNELS = ("causal_softmax", "causal_matmul")
+"""Kernels over pairs of tokens, for programs that recompute their prefix."""
+
+OWN_KERNELS = ("rms_norm", "rotary", *CAUSAL_KERNELS)
 """Kernels of the vector unit that are not ONNX operators."""
 
 
@@ -36,23 +40,35 @@ class VerifyPePass(ModulePass):
     predicates are the same for a product and its load, and have a value for each row; each stream
     has one consumer and streams are consumed in the order of their loads; blocks fit
     the banks; the array is in the mode that its operand needs; each cache is appended to once,
-    after it is read; activations do not overwrite each other; the decode programs are those that
-    form-draft-verify makes; all tensors that are referred to have bytes, or none has.
+    after it is read, or the module has a history and no cache; activations do not overwrite each
+    other; the decode programs are those that form-draft-verify makes; all tensors that are referred
+    to have bytes, or none has; caches hold no more positions than the program is proved for.
     """
 
     name = "verify-pe"
 
     def apply(self, ctx: Context, op: ModuleOp) -> None:
         """Raise SpeqcError, naming function and operation, where a rule is broken."""
-        module_context(op)
+        _check_context(op)
         target = module_target(op)
         weights = {w.sym_name.data: w for w in op.ops if isinstance(w, speq.WeightOp)}
         caches = {c.sym_name.data: c for c in op.ops if isinstance(c, speq.CacheOp)}
+        histories = [h for h in op.ops if isinstance(h, speq.HistoryOp)]
+        if histories and (caches or len(histories) > 1):
+            raise SpeqcError("verify-pe: a speq.history must be the only state of a module")
         for function in (f for f in op.ops if isinstance(f, FuncOp)):
-            _StepRules(function, weights, caches, target).check()
+            _StepRules(function, weights, caches, target, bool(histories)).check()
             check_activations(function)
         check_programs(op)
         has_bytes(op)
+
+
+def _check_context(module: ModuleOp) -> None:
+    context, proved = module_context(module), proved_positions(module)
+    if proved is not None and context > proved:
+        raise SpeqcError(
+            f"the caches hold {context:,} positions, the program is proved for {proved:,} only"
+        )
 
 
 class _StepRules:
@@ -64,8 +80,10 @@ class _StepRules:
         weights: dict[str, speq.WeightOp],
         caches: dict[str, speq.CacheOp],
         target: Target,
+        recomputes: bool,
     ):
         self.function = function
+        self.recomputes = recomputes
         self.weights = weights
         self.caches = caches
         self.target = target
@@ -88,6 +106,8 @@ class _StepRules:
         return SpeqcError(f"verify-pe: {where}{f', {op.name}' if op else ''}: {message}")
 
     def _check(self, op: Operation) -> None:
+        if not self.recomputes and any(map(is_pairs, op.results)):
+            raise self._error(op, "gives elements for pairs of tokens, but there is no history")
         match op:
             case pe.ModeOp():
                 self.mode = op.mode.data
@@ -142,10 +162,10 @@ class _StepRules:
         assert isinstance(view, ViewType)
         if view.shape != weight.shape:
             raise self._error(op, f"views a {view.shape} weight, declared as {weight.shape}")
-        if view.view == View.DRAFT and not weight.is_split:
-            raise self._error(op, f"weight @{weight.sym_name.data} is not split: it has no draft")
-        bits, group_size = weight_traffic(weight, view.view)
-        facts = {"weight_bits": bits, "group_size": group_size}
+        if view.view != View.FULL and not weight.is_split:
+            name = weight.sym_name.data
+            raise self._error(op, f"weight @{name} is not split: it has no {view.view} view")
+        facts = weight_traffic(weight, view.view)._asdict()
         cost = costs.gemm(*view.shape, 1, self.target, **facts)
         tiles = costs.tile_weight(*view.shape, self.target, **facts)
         expected = pe.TilingAttr((tiles.depth, tiles.columns), tiles.grid, tiles.per_block)
@@ -199,6 +219,19 @@ class _StepRules:
         kernel = op.kernel.data
         if kernel not in VECTOR_OPS and kernel not in OWN_KERNELS:
             raise self._error(op, f'the vector unit has no kernel "{kernel}"')
+        if kernel in CAUSAL_KERNELS:
+            self._check_causal(op, kernel)
+
+    def _check_causal(self, op: pe.VectorOp, kernel: str) -> None:
+        """Weights or scores [..., T, T], and rows [..., T, N] to multiply with."""
+        sizes = [shape(value) for value in op.inputs]
+        is_legal = bool(sizes) and sizes[0][-2:] == (ANY, ANY)
+        if kernel == "causal_softmax":
+            is_legal = is_legal and len(sizes) == 1 and sizes[0] == shape(op.results_[0])
+        else:
+            is_legal = is_legal and len(sizes) == 2 and sizes[1][-2:-1] == (ANY,)
+        if not is_legal:
+            raise self._error(op, f'"{kernel}" takes pairs of tokens [..., ?, ?], rows [..., ?, N]')
 
     def _check_cache_load(self, op: pe.LoadCacheOp) -> None:
         cache = self._cache(op, op.cache.string_value())

@@ -14,6 +14,7 @@ Masked positions are never read, so they do nothing to the bits, whatever they h
 does not depend on the number of rows. `reference_kernels.attention` says the same slowly.
 """
 
+from copy import copy
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -153,6 +154,21 @@ class KVCache:
         """Return an independent copy."""
         other = KVCache(self.kv_heads, self.head_dim, self.capacity, self.dtype, self.value_dim)
         other.keys, other.values, other.length = self.keys.copy(), self.values.copy(), self.length
+        return other
+
+    def fork(self, length: int, room: int = 0) -> "KVCache":
+        """An independent copy of the first `length` positions, with storage for `room` more.
+
+        Raises ValueError if there are fewer.
+        """
+        if not 0 <= length <= self.length:
+            raise ValueError(f"cannot fork a cache of {self.length} positions at {length}")
+        other = copy(self)
+        other.length = length
+        other._allocate(min(length + max(room, 1), self.capacity))
+        stored = -(-length // BLOCK)
+        other.keys[:, :stored] = self.keys[:, :stored]
+        other.values[:, :, :length] = self.values[:, :, :length]
         return other
 
     def _allocate(self, positions: int) -> None:

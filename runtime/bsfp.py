@@ -125,7 +125,17 @@ def encode_block(
     if book.scale_indexed:
         levels = tuple(book.levels.astype(np.float32))
         _encode_searched(
-            block, columns, weights, group_size, levels, book.allowed, book.slots, book.held, *out
+            block,
+            columns,
+            weights,
+            group_size,
+            levels,
+            book.octave,
+            np.float32(1 / book.rms),
+            book.allowed,
+            book.slots,
+            book.held,
+            *out,
         )
     else:
         tables = _direct_tables(block, book, shift)
@@ -156,6 +166,26 @@ def full_exponents(book: CodeBook, shift: int) -> NDArray[np.uint16]:
     """
     stored = np.where(book.exponents == UNUSED, 0, book.exponents).astype(np.uint16).reshape(-1)
     return (stored + np.uint16(shift) * (stored > 0)) << np.uint16(10)
+
+
+def wide_exponents(book: CodeBook, shift: int, mantissa_bits: int) -> NDArray[np.uint16]:
+    """`full_exponents` with the midpoint of the mantissa bits that a view lacks, as `narrowed`."""
+    fields = full_exponents(book, shift)
+    return narrowed(fields, mantissa_bits)
+
+
+def narrowed(bits: NDArray[np.uint16], mantissa_bits: int) -> NDArray[np.uint16]:
+    """FP16 patterns as a view with fewer mantissa bits (below 10) shows them.
+
+    The bits that it lacks are 10...0, the midpoint. In zeros and subnormal numbers they are 0, so
+    that a zero stays one, and in Inf and NaN, so that Inf stays Inf (a NaN with no other bit set
+    becomes Inf).
+    """
+    missing = 10 - mantissa_bits
+    field = bits >> 10 & 31
+    normal = (field > 0) & (field < EXPONENTS - 1)
+    midpoint = normal.astype(np.uint16) << np.uint16(missing - 1)
+    return bits >> np.uint16(missing) << np.uint16(missing) | midpoint
 
 
 def draft_patterns(book: CodeBook) -> NDArray[np.uint16]:
@@ -376,7 +406,7 @@ def _encode_direct(bits, columns, weights, size, words, levels, codes, rest, sca
 
 @_jit
 def _encode_searched(
-    bits, columns, weights, size, levels, allowed, slots, held, codes, rest, scales
+    bits, columns, weights, size, levels, octave, unit, allowed, slots, held, codes, rest, scales
 ):
     """Encode with the scale and codes of least squared error found for each group.
 
@@ -408,14 +438,14 @@ def _encode_searched(
         for candidate in range(_CANDIDATES + 1):
             for n in range(width):
                 if candidate < _RMS_CANDIDATES:
-                    trial[n] = rms[n] * _FACTORS[candidate]
+                    trial[n] = rms[n] * unit * _FACTORS[candidate]
                 elif candidate < _CANDIDATES:
                     trial[n] = _magnitude(peak[n]) / levels[7] * _FACTORS[candidate]
                 else:
                     trial[n] = _magnitude(best[n])
             for _ in range(2):
                 _half_bits(trial, pattern)
-                _choose_class(pattern, peak, needed, held, candidate < _CANDIDATES)
+                _choose_class(pattern, peak, octave, needed, held, candidate < _CANDIDATES)
                 _score(unpacked, pattern, levels, allowed, error, product, square)
                 for n in range(width):
                     if error[n] < least[n] and held[pattern[n] >> 9] & needed[n] == needed[n]:
@@ -447,19 +477,21 @@ def _measure(bits, magnitudes, fields, needed, peak, rms):
 
 
 @_jit
-def _choose_class(pattern, peak, needed, held, prefer_tight):
-    """Raise scales until max|w| < 8 s; set their sign bit if the tight table holds the group."""
+def _choose_class(pattern, peak, octave, needed, held, prefer_tight):
+    """Raise scales until max|w| < 8 s 2^octave; set the sign if the tight table holds the group."""
+    share = np.float32(0.125) * np.float32(0.5) ** octave
+    fields = (3 + octave) << 10
     for n in range(pattern.size):
         if peak[n] == 0:
             pattern[n] = 0
             continue
-        eighth = _magnitude(peak[n]) * np.float32(0.125)
-        if _magnitude(pattern[n]) <= eighth:
-            # The next FP16 above an eighth of the peak: exponent less 3, or a count of 2^-24.
-            if peak[n] >= 0x1000:
-                pattern[n] = peak[n] - 0x0C00 + 1
+        least = _magnitude(peak[n]) * share
+        if _magnitude(pattern[n]) <= least:
+            # The next FP16 above that share of the peak: lower exponent, or a count of 2^-24.
+            if peak[n] >= fields + 0x0400:
+                pattern[n] = peak[n] - fields + 1
             else:
-                pattern[n] = np.uint16(eighth * _SUBNORMALS_PER_ONE) + 1
+                pattern[n] = np.uint16(least * _SUBNORMALS_PER_ONE) + 1
         tight = pattern[n] | np.uint16(0x8000)
         if prefer_tight and held[tight >> 9] & needed[n] == needed[n]:
             pattern[n] = tight

@@ -8,13 +8,15 @@ group. The leading bits of that scale pick the table.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.resources import files
+from typing import Any
 
 import numba
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from speqc.runtime.errors import SpeqcError
 
@@ -27,6 +29,9 @@ UNUSED = 255
 
 CODEBOOK_LEVELS, CODEBOOK_EXPONENTS = "codebook.levels", "codebook.exponents"
 """Tensors of an artifact's weights that hold `CodeBook.levels` and `CodeBook.exponents`."""
+
+LEVEL_SETS: Mapping[str, int] = {"free": 10, "m2": 2, "m1": 1, "fp4": 1, "pow2": 0}
+"""Level sets of the code book `sets`: mantissa bits that a multiplier needs for each."""
 
 _PAPER_TABLE = [[9], [0, 1, 2, 3], [11], [4, 5, 6, 7], [8], [10], [12, 13], [14, 15]]
 _NAIVE_TABLE = [[2 * code, 2 * code + 1] for code in range(CODES)]
@@ -43,12 +48,16 @@ class CodeBook:
         levels: float16[8], draft magnitude of each code before scaling. FP16, so that its product
             with an FP16 activation is exact in FP32.
         exponents: uint8[128, 8, 4], the FP16 exponent field for (class, code, slot), or `UNUSED`.
+        octave: a scale-indexed book holds weights under 2^(3 + octave) scales of their group.
+        rms: what the rms of a group's weights is near, in scales.
     """
 
     name: str
     group_size: int
     levels: NDArray[np.float16]
     exponents: NDArray[np.uint8]
+    octave: int = 0
+    rms: float = 1.0
 
     def __post_init__(self) -> None:
         self.levels.flags.writeable = False
@@ -93,17 +102,37 @@ def scale_class(scale_bits: NDArray[np.uint16]) -> NDArray[np.uint16]:
     return np.asarray(scale_bits, np.uint16) >> np.uint16(9)
 
 
-@cache
-def load_codebook(name: str) -> CodeBook:
+def load_codebook(name: str, levels: str | None = None) -> CodeBook:
     """The code book called `name`; the known ones are in `CODEBOOKS`.
 
+    `levels` is one of `LEVEL_SETS`, for `sets` alone; None: the free ones.
+
     Raises:
-        SpeqcError: there is no such code book.
+        SpeqcError: there is no such code book, or it has no such levels.
     """
+    check_codebook(name, levels)
+    return _load(name, "free" if levels is None else levels)
+
+
+def check_codebook(name: str, levels: str | None = None) -> None:
+    """Raise SpeqcError unless there is a code book of that name with those levels."""
     if name not in CODEBOOKS:
         known = ", ".join(CODEBOOKS)
         raise SpeqcError(f"unknown code book {name!r}: choose one of {known}")
-    return CODEBOOKS[name]()
+    if levels is not None and name != "sets":
+        raise SpeqcError(f"the code book {name!r} has levels of its own: only 'sets' has a choice")
+    if levels is not None and levels not in LEVEL_SETS:
+        raise SpeqcError(f"unknown levels {levels!r}: choose one of {', '.join(LEVEL_SETS)}")
+
+
+@cache
+def _load(name: str, levels: str) -> CodeBook:
+    return _sets_book(levels) if name == "sets" else CODEBOOKS[name]()
+
+
+def mantissa_bits(name: str, levels: str | None = None) -> int:
+    """Mantissa bits that a multiplier needs for the draft levels of a code book."""
+    return LEVEL_SETS[levels or "free"] if name == "sets" else 0
 
 
 @dataclass(frozen=True)
@@ -211,18 +240,35 @@ def _padded(table: list[list[int]]) -> NDArray[np.uint8]:
     return padded
 
 
-def _sets_book() -> CodeBook:
-    """Scale-indexed exponent sets, designed by ``tools/design_bank.py``.
+def _sets_book(level_set: str = "free") -> CodeBook:
+    """Scale-indexed exponent sets, designed by ``tools/design_bank.py``."""
+    design = _banks()[level_set]
+    octave, rms = design["octave"], design["rms"]
+    return sets_book("sets", design["levels"], design["classes"], octave, rms)
+
+
+@cache
+def _banks() -> Mapping[str, Any]:
+    text = files("speqc.runtime").joinpath("bank_sets.json").read_text("utf-8")
+    return json.loads(text)["level_sets"]
+
+
+def sets_book(
+    name: str,
+    levels: ArrayLike,
+    classes: Mapping[str, str],
+    octave: int = 0,
+    rms: float = 1.0,
+) -> CodeBook:
+    """The book of a bank: for each designed class its table as text (see `parse_table`).
 
     A class without a designed table has the bijection {4c..4c+3}, which holds all 32 exponents.
     """
-    bank = json.loads(files("speqc.runtime").joinpath("bank_sets.json").read_text("utf-8"))
-    design = bank["level_sets"]["free"]
     exponents = np.empty((CLASSES, CODES, SLOTS), np.uint8)
     exponents[:] = np.arange(EXPONENTS, dtype=np.uint8).reshape(CODES, SLOTS)
-    for index, text in design["classes"].items():
+    for index, text in classes.items():
         exponents[int(index)] = _padded(parse_table(text))
-    return CodeBook("sets", 64, np.array(design["levels"], np.float16), exponents)
+    return CodeBook(name, 64, np.array(levels, np.float16), exponents, octave, rms)
 
 
 def _fixed_book(name: str, table: list[list[int]], level_exponents: list[int]) -> CodeBook:

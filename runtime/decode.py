@@ -14,8 +14,10 @@ from speqc.dialects import speq
 from speqc.runtime.calls import Call
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.machine import Machine
+from speqc.runtime.program_timing import ProgramTimer
 from speqc.runtime.routing import Chosen
 from speqc.runtime.sampling import Sampler, SamplingOptions
+from speqc.runtime.schedules import LONGEST, Drafting, Schedule
 
 MODES = {
     "speculative": speq.SPECULATIVE,
@@ -39,6 +41,7 @@ class DecodeOptions:
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     prompt_chunk: int | None = None
     stop_tokens: frozenset[int] = frozenset()
+    draft_schedule: str | None = None
 
     def __post_init__(self):
         if self.new_tokens < 1:
@@ -49,6 +52,11 @@ class DecodeOptions:
             raise SpeqcError(f"exit threshold must lie in [0, 1], got {self.exit_threshold}")
         if self.prompt_chunk is not None and self.prompt_chunk < 1:
             raise SpeqcError(f"prompt chunk must be at least 1, got {self.prompt_chunk}")
+        if self.draft_schedule not in (None, *speq.SCHEDULES):
+            raise SpeqcError(
+                f"draft schedule must be one of {', '.join(speq.SCHEDULES)}, got "
+                f"{self.draft_schedule}"
+            )
 
 
 @dataclass(frozen=True)
@@ -83,15 +91,19 @@ def decode(
     options: DecodeOptions,
     on_tokens: Callable[[list[int]], None] | None = None,
     keep_logits: bool = False,
+    timer: ProgramTimer | None = None,
 ) -> Decoded:
     """Continue `prompt` from an empty cache with the program for `mode`.
 
-    `on_tokens` is handed each batch of new tokens. Raises SpeqcError where the prompt is empty,
-    holds a token id that the model has not, or does not fit the context with the new tokens.
+    `on_tokens` is handed each batch of new tokens. `timer` times passes of the machine's program,
+    for the schedule that asks for it; one is made where it is needed. Raises SpeqcError where the
+    prompt is empty, holds a token id that the model has not, or does not fit the context with the
+    new tokens.
     """
     check_prompt(machine, prompt, options.new_tokens)
     machine.reset()
-    host = _Host(machine, find_program(machine.program, mode), options, on_tokens, keep_logits)
+    program = find_program(machine.program, mode)
+    host = _Host(machine, program, options, on_tokens, keep_logits, timer)
     return host.run(np.asarray(prompt, np.int64)[None])
 
 
@@ -120,6 +132,23 @@ def find_program(module: ModuleOp, mode: str) -> speq.DecodeOp:
     raise SpeqcError(f"the program has no speq.decode @{MODES[mode]}")
 
 
+def drafting(program: speq.DecodeOp, options: DecodeOptions) -> Drafting:
+    """The rule of drafting of a speculative run: the program's own, where the options leave it.
+
+    The rule by cost, asked for by the run alone, ends drafts itself: the program's length and
+    threshold, which are for another rule, do not bind it.
+    """
+    assert program.draft_length is not None and program.exit_threshold is not None
+    own = speq.CONSTANT if program.draft_schedule is None else program.draft_schedule.data
+    schedule = options.draft_schedule or own
+    length, threshold = program.draft_length.value.data, program.exit_threshold.value.data
+    if schedule == speq.COST != own:
+        length, threshold = LONGEST, 0.0
+    if options.exit_threshold is not None:
+        threshold = options.exit_threshold
+    return Drafting(schedule, options.draft_length or length, threshold)
+
+
 class _Enough(Exception):
     """Enough tokens are out: leaves the walk from any depth."""
 
@@ -134,6 +163,7 @@ class _Host:
         options: DecodeOptions,
         on_tokens: Callable[[list[int]], None] | None,
         keep_logits: bool,
+        timer: ProgramTimer | None,
     ):
         self.machine = machine
         self.program = program
@@ -145,6 +175,8 @@ class _Host:
         self.result = Decoded()
         self.drafting = False
         self.round_start = 0
+        self.timer = timer
+        self.schedule: Schedule | None = None
 
     def run(self, prompt: NDArray[np.int64]) -> Decoded:
         """Run the program to its end."""
@@ -190,8 +222,9 @@ class _Host:
 
     def _call(self, op: speq.CallOp) -> None:
         chunk = None
-        if op.chunk is not None:
-            chunk = self.options.prompt_chunk or op.chunk.value.data
+        if op.tokens in self.program.body.block.args:
+            own = None if op.chunk is None else op.chunk.value.data
+            chunk = self.options.prompt_chunk or own
         tokens = self.values[op.tokens][0]
         # Sampling reads the last row alone: a long prompt's logits need not all be kept.
         last = all(isinstance(use.operation, speq.SampleOp) for use in op.logits.uses)
@@ -225,32 +258,27 @@ class _Host:
         return self.options.new_tokens - len(self.result.tokens)
 
     def _draft(self, op: speq.DraftOp) -> None:
-        threshold = self._threshold()
-        limit = min(self._draft_length(), self._wanted() - 1)
+        if self.schedule is None:
+            self.schedule = drafting(self.program, self.options).start(self._cost)
         self.round_start = self.machine.length
+        limit = self.schedule.begin(self.round_start, self._wanted() - 1)
         token, tokens, rows, stopped = self.values[op.last], [], [], False
         self.drafting = True
         while len(tokens) < limit and not stopped:
             token, probability, logits = self._enter(op.body, token)
             tokens.append(int(token[0, 0]))
             rows.append(logits[-1])
-            stopped = probability < threshold
+            stopped = not self.schedule.goes_on(probability)
         self.drafting = False
         self.values[op.drafted] = np.array([tokens], np.int64)
         self.values[op.logits] = rows
         self.result.rounds.append(Round(len(tokens), 0, stopped and len(tokens) < limit))
 
-    def _draft_length(self) -> int:
-        if self.options.draft_length is not None:
-            return self.options.draft_length
-        assert self.program.draft_length is not None
-        return self.program.draft_length.value.data
-
-    def _threshold(self) -> float:
-        if self.options.exit_threshold is not None:
-            return self.options.exit_threshold
-        assert self.program.exit_threshold is not None
-        return self.program.exit_threshold.value.data
+    def _cost(self, function: str, rows: int, past: int) -> float:
+        """Simulated cycles of a pass."""
+        if self.timer is None:
+            self.timer = ProgramTimer(self.machine.program)
+        return self.timer.cost(function, rows, past).cycles
 
     def _verify(self, op: speq.VerifyOp) -> None:
         self.machine.truncate(self.round_start)
@@ -266,3 +294,5 @@ class _Host:
         self.values[op.next] = np.array([[token]])
         last = self.result.rounds[-1]
         self.result.rounds[-1] = Round(last.drafted, len(accepted), last.early_exit)
+        assert self.schedule is not None
+        self.schedule.learn(last.drafted, len(accepted))

@@ -1,8 +1,9 @@
 """Step functions as lists of kernel calls: what each `pe` op does to values."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from speqc.dialects import pe
 from speqc.dialects.speq import View, ViewType
 from speqc.runtime.attention import KVCache, attention
 from speqc.runtime.attention_attributes import attention_spec
+from speqc.runtime.causal import causal_matmul, causal_softmax
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.ir_values import dense_array, numpy_dtype, python_values
 from speqc.runtime.matmul import matmul_draft, matmul_full
@@ -23,6 +25,7 @@ from speqc.runtime.rotary import rotary
 from speqc.runtime.routing import predicates
 from speqc.runtime.vector_ops import COUNTS_OUTPUTS, VECTOR_OPS, VectorOp, evaluate
 from speqc.runtime.vector_upgrade import UPGRADES
+from speqc.runtime.weight_traffic import WIDE_BITS
 from speqc.runtime.weights import Weight
 
 Kernel = Callable[..., Sequence[Any]]
@@ -31,11 +34,36 @@ Observer = Callable[[Operation, Sequence[Any], Sequence[Any]], Sequence[Any]]
 """Sees an operation, its operands and its results; what it returns takes the results' place."""
 
 
-@dataclass
-class _Frame:
-    """What a pass knows beside its values: the tokens' count and where they stand."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The rows of one sequence in a pass: how many, behind `past` positions in its caches."""
 
-    past: int = 0
+    rows: int
+    past: int
+    caches: Mapping[str, KVCache]
+
+
+class _Frame:
+    """What a pass knows beside its values: whose rows they are.
+
+    Attributes:
+        parts: the sequences, in the order of their rows.
+        spans: the rows of each part.
+    """
+
+    def __init__(self) -> None:
+        self.parts: Sequence[Part] = ()
+        self.spans: list[slice] = []
+
+    def begin(self, parts: Sequence[Part]) -> None:
+        """Begin a pass over the rows of these parts."""
+        self.parts = parts
+        ends = accumulate(part.rows for part in parts)
+        self.spans = [slice(end - part.rows, end) for part, end in zip(parts, ends, strict=True)]
+
+    def caches(self, name: str) -> list[KVCache]:
+        """Each part's cache of that name."""
+        return [part.caches[name] for part in self.parts]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +88,14 @@ class Step:
         self,
         function: FuncOp,
         weights: Mapping[str, Weight],
-        caches: Mapping[str, KVCache],
+        caches: Collection[str],
         constant: Callable[[str], NDArray],
         opset: int,
     ):
         """Bind the function's ops to kernels; raises SpeqcError where an op has none.
 
-        `constant` reads a constant of the artifact; `opset` is the ONNX version of the kernels
-        that are ONNX operators.
+        `caches` are the names that each part of a pass has; `constant` reads a constant of the
+        artifact; `opset` is the ONNX version of the kernels that are ONNX operators.
         """
         self._frame = _Frame()
         self._binder = _Binder(self._frame, weights, caches, constant, opset)
@@ -115,14 +143,16 @@ class Step:
 
         return count
 
-    def run(self, tokens: NDArray[np.int64], past: int, observe: Observer | None = None) -> NDArray:
-        """Logits [M, vocabulary] of `tokens` [M] behind `past` positions in the caches.
+    def run(
+        self, tokens: NDArray[np.int64], parts: Sequence[Part], observe: Observer | None = None
+    ) -> NDArray:
+        """Logits [M, vocabulary] of `tokens` [M], which are those of the `parts` in their order.
 
         `observe` sees each operation behind its execution.
         """
         values = self._values
         values[0] = tokens[None]
-        self._frame.past = past
+        self._frame.begin(parts)
         for instruction in self._code:
             operands = [values[place] for place in instruction.operands]
             results = instruction.kernel(*operands)
@@ -160,7 +190,7 @@ class _Binder:
         self,
         frame: _Frame,
         weights: Mapping[str, Weight],
-        caches: Mapping[str, KVCache],
+        caches: Collection[str],
         constant: Callable[[str], NDArray],
         opset: int,
     ):
@@ -186,7 +216,7 @@ class _Binder:
             case pe.LoadWeightOp():
                 return partial(_known, (self._weight(op.weight.string_value()),))
             case pe.LoadCacheOp():
-                return partial(_known, (self._cache(op.cache.string_value()),))
+                return partial(self._load_caches, self._cache(op.cache.string_value()))
             case pe.LookupOp():
                 return partial(_look_up, self.constant(op.source.data))
             case pe.GatherOp():
@@ -198,7 +228,7 @@ class _Binder:
             case pe.AttentionOp():
                 return self._attention(op)
             case pe.AppendOp():
-                return partial(_append, self._cache(op.cache.string_value()))
+                return partial(self._append, self._cache(op.cache.string_value()))
             case _:
                 raise SpeqcError(f"{op.name} is no operation of the machine")
 
@@ -207,14 +237,22 @@ class _Binder:
             raise SpeqcError(f"the program declares no weight @{name}")
         return self.weights[name]
 
-    def _cache(self, name: str) -> KVCache:
+    def _cache(self, name: str) -> str:
         if name not in self.caches:
             raise SpeqcError(f"the program declares no cache @{name}")
-        return self.caches[name]
+        return name
 
-    def _positions(self, dtype: np.dtype, tokens: NDArray) -> Sequence[NDArray]:
-        first = self.frame.past
-        return (np.arange(first, first + tokens.shape[1], dtype=dtype)[None],)
+    def _load_caches(self, name: str) -> Sequence[Sequence[KVCache]]:
+        return (self.frame.caches(name),)
+
+    def _positions(self, dtype: np.dtype, _tokens: NDArray) -> Sequence[NDArray]:
+        parts = [(part.past, part.past + part.rows) for part in self.frame.parts]
+        return (np.concatenate([np.arange(*part, dtype=dtype) for part in parts])[None],)
+
+    def _append(self, name: str, key: NDArray, value: NDArray) -> Sequence[Any]:
+        for cache, rows in zip(self.frame.caches(name), self.frame.spans, strict=True):
+            cache.append(key[0, :, rows], value[0, :, rows])
+        return ()
 
     def _gemm(self, op: pe.GemmOp) -> Kernel:
         assert isinstance(op.weight.type, pe.StreamType)
@@ -224,25 +262,35 @@ class _Binder:
             raise SpeqcError(
                 f"pe.gemm of a {view.view} view while the array is in {self.mode} mode"
             )
-        kernel = _draft_gemm if view.view == View.DRAFT else _full_gemm
         dtype = _result_dtype(op.result)
-        gemm = partial(kernel, dtype)
+        gemm = partial(_gemm_kernel(view.view), dtype)
         return gemm if op.predicate is None else partial(_chosen_rows, gemm, dtype)
 
     def _attention(self, op: pe.AttentionOp) -> Kernel:
         spec = attention_spec(op, _result_dtype(op.result))
 
         def kernel(
-            query: NDArray, key: NDArray, value: NDArray, cache: KVCache, _values: KVCache
+            query: NDArray,
+            key: NDArray,
+            value: NDArray,
+            caches: Sequence[KVCache],
+            _values: Sequence[KVCache],
         ) -> Sequence[NDArray]:
-            past = cache.length
-            cache.append(key[0], value[0])
-            result = attention(query[0], cache, past, spec)
-            # The rows stay on chip here: storing them is the task of pe.append.
-            cache.truncate(past)
-            return (result[None],)
+            results = []
+            for cache, rows in zip(caches, self.frame.spans, strict=True):
+                past = cache.length
+                cache.append(key[0, :, rows], value[0, :, rows])
+                results.append(attention(query[0, :, rows], cache, past, spec))
+                # The rows stay on chip here: storing them is the task of pe.append.
+                cache.truncate(past)
+            return (_joined(results)[None],)
 
         return kernel
+
+
+def _joined(results: Sequence[NDArray]) -> NDArray:
+    """Rows [H, M, D] of all parts."""
+    return results[0] if len(results) == 1 else np.concatenate(results, axis=1)
 
 
 def _result_dtype(value: SSAValue) -> np.dtype:
@@ -277,6 +325,17 @@ def _full_gemm(dtype: np.dtype, x: NDArray, weight: Weight) -> Sequence[NDArray]
     return (product.reshape(*x.shape[:-1], weight.n),)
 
 
+def _gemm_kernel(view: View) -> Callable[..., Sequence[NDArray]]:
+    if view in WIDE_BITS:
+        return partial(_wide_gemm, WIDE_BITS[view])
+    return _draft_gemm if view == View.DRAFT else _full_gemm
+
+
+def _wide_gemm(bits: int, dtype: np.dtype, x: NDArray, weight: Weight) -> Sequence[NDArray]:
+    product = matmul_full(x.reshape(-1, weight.k), weight.wide(bits), weight.n, dtype)
+    return (product.reshape(*x.shape[:-1], weight.n),)
+
+
 def _draft_gemm(dtype: np.dtype, x: NDArray, weight: Weight) -> Sequence[NDArray]:
     panels, scales = weight.draft()
     rows = x.reshape(-1, weight.k)
@@ -297,11 +356,6 @@ def _chosen_rows(
     if chosen.any():
         (product[chosen],) = gemm(x.reshape(-1, weight.k)[chosen], weight)
     return (product.reshape(*x.shape[:-1], weight.n),)
-
-
-def _append(cache: KVCache, key: NDArray, value: NDArray) -> Sequence[Any]:
-    cache.append(key[0], value[0])
-    return ()
 
 
 def _vector(op: pe.VectorOp, opset: int) -> Kernel:
@@ -343,6 +397,11 @@ def _vector_kernel(op: pe.VectorOp, opset: int) -> Kernel:
     if name == "rotary":
         interleaved = bool(arguments.get("interleaved", False))
         return lambda x, cos, sin: (rotary(x, cos, sin, interleaved),)
+    if name == "causal_softmax":
+        return lambda scores: (causal_softmax(scores),)
+    if name == "causal_matmul":
+        dtype = _result_dtype(op.results_[0])
+        return lambda weights, rows: (causal_matmul(weights, rows, dtype),)
     if name not in VECTOR_OPS:
         raise SpeqcError(f'pe.vector "{name}": the vector unit has no such kernel')
     is_older = name in UPGRADES and opset < UPGRADES[name][0]

@@ -1,7 +1,7 @@
 """The machine: holds caches and weights, and executes step functions of a `pe` program op by op."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,9 @@ from speqc.dialects.speq import FULL, CacheOp, WeightOp
 from speqc.runtime.attention import KVCache
 from speqc.runtime.calls import Call
 from speqc.runtime.errors import SpeqcError
-from speqc.runtime.execute import Observer, Step
+from speqc.runtime.execute import Observer, Part, Step
 from speqc.runtime.ir_values import numpy_dtype
-from speqc.runtime.module_attributes import module_context, module_opset
+from speqc.runtime.module_attributes import module_context, module_opset, recompute_reason
 from speqc.runtime.routing import Chosen
 from speqc.runtime.weights import Weight, WeightFile
 
@@ -22,7 +22,8 @@ from speqc.runtime.weights import Weight, WeightFile
 class Machine:
     """A PE array with the DRAM behind it, loaded with one program and its weights.
 
-    `length` positions are in the caches. Every call extends them, `truncate` cuts them back.
+    `length` positions are in the caches, or in the history of a program that recomputes its prefix.
+    Every call extends them, `truncate` cuts them back.
     """
 
     def __init__(self, program: ModuleOp, file: WeightFile):
@@ -30,25 +31,43 @@ class Machine:
         self.program = program
         self.context = module_context(program)
         self.weights: dict[str, Weight] = {}
-        self.caches: dict[str, KVCache] = {}
+        self._declared: dict[str, CacheOp] = {}
         self._steps: dict[str, Step] = {}
         self._calls: list[Call] = []
         self._routes: list[Chosen] = []
         self.length = 0
+        self.recomputes = recompute_reason(program) is not None
+        self._history = np.zeros(0, np.int64)
         for op in program.ops:
             if isinstance(op, WeightOp):
                 self.weights[op.sym_name.data] = Weight(op, file)
             elif isinstance(op, CacheOp):
-                self.caches[op.sym_name.data] = _cache(op, self.context)
-        constant = functools.cache(file.read)
+                self._declared[op.sym_name.data] = op
+        self.caches = self.empty_caches()
+        self._constant = functools.cache(file.read)
         for op in program.ops:
             if isinstance(op, FuncOp):
-                self._steps[op.sym_name.data] = Step(
-                    op, self.weights, self.caches, constant, module_opset(program)
-                )
+                self.add_step(op, self.weights)
         if "full" not in self._steps:
             raise SpeqcError("the program has no step function @full")
         self.vocabulary: int = self._steps["full"].columns
+
+    def step(self, function: str) -> Step:
+        """A step function; raises SpeqcError where the program has none of that name."""
+        step = self._steps.get(function)
+        if step is None:
+            raise SpeqcError(f"the program has no step function @{function}")
+        return step
+
+    def add_step(self, function: FuncOp, weights: Mapping[str, Weight]) -> None:
+        """Make a step function ready to run under its name, with these weights."""
+        self._steps[function.sym_name.data] = Step(
+            function, weights, self.caches, self._constant, module_opset(self.program)
+        )
+
+    def empty_caches(self) -> dict[str, KVCache]:
+        """Caches of a further sequence, by the names that the program declares."""
+        return {name: _cache(op, self.context) for name, op in self._declared.items()}
 
     def call(
         self,
@@ -67,9 +86,7 @@ class Machine:
         Raises SpeqcError where the program has no such function or the context is full, ValueError
         where there is no token or no positive chunk.
         """
-        step = self._steps.get(function)
-        if step is None:
-            raise SpeqcError(f"the program has no step function @{function}")
+        step = self.step(function)
         if not len(tokens) or (chunk is not None and chunk < 1):
             raise ValueError(f"expected tokens and a positive chunk, got {len(tokens)} and {chunk}")
         if self.length + len(tokens) > self.context:
@@ -89,7 +106,12 @@ class Machine:
     def _pass(
         self, function: str, step: Step, tokens: NDArray[np.int64], observe: Observer | None
     ) -> NDArray:
-        logits = step.run(tokens, self.length, observe)
+        if self.recomputes:
+            self._history = np.concatenate([self._history[: self.length], tokens])
+            prefix = Part(len(self._history), 0, self.caches)
+            logits = step.run(self._history, [prefix], observe)[-len(tokens) :]
+        else:
+            logits = step.run(tokens, [Part(len(tokens), self.length, self.caches)], observe)
         chosen = step.chosen
         rows = tuple(int(count) for count in chosen.sum(1))
         self._calls.append(Call(function, len(tokens), self.length, rows))

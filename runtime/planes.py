@@ -3,11 +3,14 @@
 Columns go in blocks of 64 (N padded to a multiple of 64 with zero bytes), and in a block each plane
 lies in ascending k, so that a draft touches nothing of the rest:
 
-- draft: uint8[NB, K, 32], two nibbles F a byte, the even column in the low one;
-- rest: uint8[NB, K, 96], two 12-bit values R in three bytes, little endian, the even column first;
+- draft, leading, middle, low: uint8[NB, K, 32], two nibbles a byte, the even column in the low one:
+  F; slot and the two leading mantissa bits; the next four mantissa bits; the last four;
 - scales: float16[NB, ceil(K / group_size), 64].
+
+The draft reads one plane, wider views two (8 bits) or three (12 bits), the full view all four.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numba
@@ -23,16 +26,25 @@ from speqc.runtime.bsfp import (
     for_each,
     full_exponents,
     row_weights,
+    wide_exponents,
 )
 from speqc.runtime.codebook import CodeBook, scale_class
+from speqc.runtime.plane_kernels import (
+    draft_block,
+    full_block,
+    pack_block,
+    unpack_block,
+    wide8_block,
+    wide12_block,
+)
 
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 
-DRAFT_BYTES = BLOCK // 2
-"""Bytes of the draft plane for one k of one block."""
+PLANE_BYTES = BLOCK // 2
+"""Bytes of a plane for one k of one block."""
 
-REST_BYTES = BLOCK * 3 // 2
-"""Bytes of the rest plane for one k of one block."""
+NIBBLE_PLANES = ("draft", "leading", "middle", "low")
+"""The planes of nibbles, the first bits of a weight first: attributes of `Planes`."""
 
 TILE_ROWS = 2048
 """Rows of a block that are encoded or compared at a time, about: what a core's cache holds."""
@@ -41,29 +53,51 @@ PANEL_ROWS = 512
 """Rows that are brought into panels at a time: whole cache lines, by rows or by columns."""
 
 
+Nibbles = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]
+"""The four planes of `NIBBLE_PLANES`, or the same part of each."""
+
+
 @dataclass(frozen=True)
 class Planes:
     """A bit-shared weight [K, N] as it is stored; the number of columns N is kept by the caller.
 
     Attributes:
-        draft: uint8[NB, K, 32].
-        rest: uint8[NB, K, 96].
+        draft: uint8[NB, K, 32], the nibbles F.
+        leading: uint8[NB, K, 32], slot << 2 | mantissa >> 8.
+        middle: uint8[NB, K, 32], mantissa >> 4 & 15.
+        low: uint8[NB, K, 32], mantissa & 15.
         scales: float16[NB, ceil(K / group_size), 64], signs as in `bsfp.Encoded`.
         group_size: weights along K that share a scale.
     """
 
     draft: NDArray[np.uint8]
-    rest: NDArray[np.uint8]
+    leading: NDArray[np.uint8]
+    middle: NDArray[np.uint8]
+    low: NDArray[np.uint8]
     scales: NDArray[np.float16]
     group_size: int
+
+    @property
+    def nibbles(self) -> Nibbles:
+        """The planes of `NIBBLE_PLANES`."""
+        return self.draft, self.leading, self.middle, self.low
+
+    def part(self, index: int | slice | tuple[int, slice]) -> Nibbles:
+        """The same of some blocks, or of some rows of a block: views."""
+        return self.draft[index], self.leading[index], self.middle[index], self.low[index]
 
 
 def empty_planes(k: int, n: int, group_size: int) -> Planes:
     """Planes for a [k, n] weight, not yet filled."""
     blocks = -(-n // BLOCK)
+    draft, leading, middle, low = (
+        np.empty((blocks, k, PLANE_BYTES), np.uint8) for _ in NIBBLE_PLANES
+    )
     return Planes(
-        np.empty((blocks, k, DRAFT_BYTES), np.uint8),
-        np.empty((blocks, k, REST_BYTES), np.uint8),
+        draft,
+        leading,
+        middle,
+        low,
         np.empty((blocks, -(-k // group_size), BLOCK), np.float16),
         group_size,
     )
@@ -116,8 +150,7 @@ def encode_panels(
         for rows, groups in _tiles(k, group_size):
             tile = panels[block, rows, : n - block * BLOCK]
             encoded = encode_block(tile, book, group_size, shift, weights[rows])
-            draft, rest = planes.draft[block, rows], planes.rest[block, rows]
-            _pack_block(encoded.codes, encoded.rest, draft, rest)
+            pack_block(encoded.codes, encoded.rest, *planes.part((block, rows)))
             planes.scales[block, groups] = encoded.scales
 
     for_each(range(blocks), encode_and_pack)
@@ -141,10 +174,9 @@ def decodes_to(
         equal = True
         for rows, groups in _tiles(k, planes.group_size):
             tile = panels[block, rows]
-            decoded = np.zeros(tile.shape, np.uint16)
-            _full_block(
-                planes.draft[block, rows],
-                planes.rest[block, rows],
+            decoded = np.empty(tile.shape, np.uint16)
+            full_block(
+                *planes.part((block, rows)),
                 classes[block, groups],
                 planes.group_size,
                 exponents,
@@ -188,11 +220,10 @@ def pack(encoded: Encoded) -> Planes:
 
     def pack_columns(block: int) -> None:
         columns = slice(block * BLOCK, (block + 1) * BLOCK)
-        _pack_block(
+        pack_block(
             _padded(encoded.codes[:, columns]),
             _padded(encoded.rest[:, columns]),
-            planes.draft[block],
-            planes.rest[block],
+            *planes.part(block),
         )
         planes.scales[block] = _padded(encoded.scales[:, columns])
 
@@ -209,7 +240,7 @@ def unpack(planes: Planes, n: int) -> Encoded:
 
     def unpack_columns(block: int) -> None:
         columns = slice(block * BLOCK, (block + 1) * BLOCK)
-        _unpack_block(planes.draft[block], planes.rest[block], codes[:, columns], rest[:, columns])
+        unpack_block(*planes.part(block), codes[:, columns], rest[:, columns])
 
     for_each(range(blocks), unpack_columns)
     scales = planes.scales.transpose(1, 0, 2).reshape(planes.scales.shape[1], blocks * BLOCK)
@@ -223,22 +254,38 @@ def unpack(planes: Planes, n: int) -> Encoded:
 
 def full_panels(planes: Planes, book: CodeBook, n: int, shift: int = 0) -> NDArray[np.uint16]:
     """The exact FP16 patterns as panels uint16[NB, K, 64]; zero in the columns beyond n."""
+    kernel, exponents = full_block, full_exponents(book, shift)
+    return _decoded(kernel, planes.nibbles, planes, exponents, n)
+
+
+def wide_panels(
+    planes: Planes, book: CodeBook, n: int, weight_bits: int, shift: int = 0
+) -> NDArray[np.uint16]:
+    """FP16 patterns of the view of 8 or 12 bits as panels uint16[NB, K, 64]; zero beyond n.
+
+    They are those of `bsfp.narrowed` with the mantissa bits that the view keeps, 2 or 6.
+    """
+    kernel, count = {8: (wide8_block, 2), 12: (wide12_block, 3)}[weight_bits]
+    exponents = wide_exponents(book, shift, 4 * count - 6)
+    return _decoded(kernel, planes.nibbles[:count], planes, exponents, n)
+
+
+def _decoded(
+    kernel: Callable[..., None],
+    nibbles: tuple[NDArray[np.uint8], ...],
+    planes: Planes,
+    exponents: NDArray[np.uint16],
+    n: int,
+) -> NDArray[np.uint16]:
+    """Panels that a kernel makes of some planes, block by block."""
     _check_columns(planes, n)
-    panels = np.zeros((*planes.draft.shape[:2], BLOCK), np.uint16)
-    exponents = full_exponents(book, shift)
+    panels = np.empty((*planes.draft.shape[:2], BLOCK), np.uint16)
     classes = scale_class(planes.scales.view(np.uint16))
 
     def fill(block: int) -> None:
         columns = min(BLOCK, n - block * BLOCK)
-        _full_block(
-            planes.draft[block],
-            planes.rest[block],
-            classes[block],
-            planes.group_size,
-            exponents,
-            columns,
-            panels[block],
-        )
+        parts = (plane[block] for plane in nibbles)
+        kernel(*parts, classes[block], planes.group_size, exponents, columns, panels[block])
 
     for_each(range(len(panels)), fill)
     return panels
@@ -254,7 +301,7 @@ def draft_panels(planes: Planes, book: CodeBook, n: int) -> NDArray[np.uint16]:
     patterns = draft_patterns(book)
 
     def fill(block: int) -> None:
-        _draft_block(planes.draft[block], patterns, min(BLOCK, n - block * BLOCK), panels[block])
+        draft_block(planes.draft[block], patterns, min(BLOCK, n - block * BLOCK), panels[block])
 
     for_each(range(len(panels)), fill)
     return panels
@@ -297,46 +344,3 @@ def _split_columns(bits, panels):
         for k in range(rows):
             for n in range(columns):
                 panels[block, k, n] = column[n, k]
-
-
-@_jit
-def _pack_block(codes, rest, draft, remainder):
-    for k in range(codes.shape[0]):
-        for pair in range(codes.shape[1] // 2):
-            draft[k, pair] = codes[k, 2 * pair] | codes[k, 2 * pair + 1] << 4
-            even = rest[k, 2 * pair]
-            odd = rest[k, 2 * pair + 1]
-            remainder[k, 3 * pair] = even & 0xFF
-            remainder[k, 3 * pair + 1] = even >> 8 | (odd & 0xF) << 4
-            remainder[k, 3 * pair + 2] = odd >> 4
-
-
-@_jit
-def _unpack_block(draft, remainder, codes, rest):
-    for k in range(draft.shape[0]):
-        for pair in range(draft.shape[1]):
-            codes[k, 2 * pair] = draft[k, pair] & 0xF
-            codes[k, 2 * pair + 1] = draft[k, pair] >> 4
-            middle = np.int64(remainder[k, 3 * pair + 1])
-            rest[k, 2 * pair] = remainder[k, 3 * pair] | (middle & 0xF) << 8
-            rest[k, 2 * pair + 1] = middle >> 4 | np.int64(remainder[k, 3 * pair + 2]) << 4
-
-
-@_jit
-def _full_block(draft, remainder, classes, size, exponents, columns, panel):
-    for k in range(draft.shape[0]):
-        group = classes[k // size]
-        for n in range(columns):
-            nibble = np.int64(draft[k, n >> 1]) >> (n & 1) * 4 & 0xF
-            first = 3 * (n >> 1) + (n & 1)
-            pair = np.int64(remainder[k, first]) | np.int64(remainder[k, first + 1]) << 8
-            rest = pair >> (n & 1) * 4 & 0xFFF
-            index = np.int64(group[n]) * 32 + (nibble & 7) * 4 + (rest >> 10)
-            panel[k, n] = nibble >> 3 << 15 | exponents[index] | rest & 1023
-
-
-@_jit
-def _draft_block(draft, patterns, columns, panel):
-    for k in range(draft.shape[0]):
-        for n in range(columns):
-            panel[k, n] = patterns[draft[k, n >> 1] >> (n & 1) * 4 & 0xF]

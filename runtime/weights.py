@@ -16,16 +16,22 @@ from speqc.runtime.codebook import (
     CodeBook,
 )
 from speqc.runtime.errors import SpeqcError
-from speqc.runtime.planes import Planes, draft_panels, full_panels
+from speqc.runtime.planes import (
+    NIBBLE_PLANES,
+    Planes,
+    draft_panels,
+    full_panels,
+    wide_panels,
+)
 
 
 class WeightFile:
     """The memory-mapped `weights.safetensors` of an artifact.
 
-    A split weight NAME stands as NAME.draft, NAME.rest and NAME.scales (see `planes`), one kept as
-    FP16 as NAME.fp16 (uint16[NB, K, 64] patterns); constants stand under their own names. The code
-    book of all split weights stands in two tensors of its own, so that the file says what its bits
-    mean whatever books this speqc has.
+    A split weight NAME stands as NAME.draft, NAME.leading, NAME.middle, NAME.low and NAME.scales
+    (see `planes`), one kept as FP16 as NAME.fp16 (uint16[NB, K, 64] patterns); constants stand
+    under their own names. The code book of all split weights stands in two tensors of its own, so
+    that the file says what its bits mean whatever books this speqc has.
     """
 
     def __init__(self, path: Path):
@@ -62,12 +68,9 @@ class WeightFile:
         """The planes of a split weight."""
         name = weight.sym_name.data
         assert weight.group_size is not None
-        return Planes(
-            self.read(f"{name}.draft"),
-            self.read(f"{name}.rest"),
-            self.read(f"{name}.scales"),
-            weight.group_size.value.data,
-        )
+        draft, leading, middle, low = (self.read(f"{name}.{plane}") for plane in NIBBLE_PLANES)
+        scales = self.read(f"{name}.scales")
+        return Planes(draft, leading, middle, low, scales, weight.group_size.value.data)
 
 
 class Weight:
@@ -82,6 +85,7 @@ class Weight:
         self._full: NDArray[np.uint16] | None = None
         self._draft: NDArray[np.uint16] | None = None
         self._scales: NDArray[np.float16] | None = None
+        self._wide: dict[int, NDArray[np.uint16]] = {}
 
     @property
     def group_size(self) -> int:
@@ -104,6 +108,21 @@ class Weight:
             self._scales = planes.scales
         return self._draft, self._scales
 
+    def wide(self, weight_bits: int) -> NDArray[np.uint16]:
+        """The FP16 patterns of the view of 8 or 12 bits as panels uint16[NB, K, 64]."""
+        if weight_bits not in self._wide:
+            assert self._book is not None
+            planes = self._file.planes(self.declaration)
+            self._wide[weight_bits] = wide_panels(
+                planes, self._book, self.n, weight_bits, self._shift
+            )
+        return self._wide[weight_bits]
+
+    @property
+    def _shift(self) -> int:
+        shift = self.declaration.shift
+        return 0 if shift is None else shift.value.data
+
     def columns(self, indices: NDArray[np.int64]) -> NDArray[np.float16]:
         """The exact columns of these indices [...]: [..., K]."""
         block, column = np.divmod(indices, 64)
@@ -112,10 +131,5 @@ class Weight:
     def _decode_full(self) -> NDArray[np.uint16]:
         if self._book is None:
             return self._file.read(f"{self.declaration.sym_name.data}.fp16")
-        shift = self.declaration.shift
-        return full_panels(
-            self._file.planes(self.declaration),
-            self._book,
-            self.n,
-            0 if shift is None else shift.value.data,
-        )
+        planes = self._file.planes(self.declaration)
+        return full_panels(planes, self._book, self.n, self._shift)

@@ -5,11 +5,9 @@ digests and that the program is legal; nothing in the folder is executed but the
 """
 
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +15,22 @@ from typing import Any
 from xdsl.dialects.builtin import ModuleOp
 
 from speqc.dump_ir import print_module
+from speqc.folder_writer import check_place, folder_in_the_making
 from speqc.program_reader import read_program
 from speqc.runtime.errors import SpeqcError
-from speqc.runtime.module_attributes import module_context, module_target
+from speqc.runtime.module_attributes import (
+    module_context,
+    module_target,
+    proved_positions,
+    recompute_reason,
+)
 from speqc.runtime.tensor_references import has_bytes
 from speqc.tensor_store import StoredTensor, file_digest, file_digests
-from speqc.weight_writer import write_weights
+from speqc.weight_writer import Calibration, write_weights
 
 FORMAT = "speqc artifact"
-VERSION = 1
+VERSION = 2
+"""2: weights in four planes of nibbles; 1 had two, F and R."""
 PROGRAM, WEIGHTS, TOKENIZER, MANIFEST = (
     "program.mlir",
     "weights.safetensors",
@@ -61,6 +66,11 @@ class Artifact:
     def context(self) -> int:
         """Positions that the caches can hold."""
         return module_context(self.program)
+
+    @property
+    def proved_positions(self) -> int | None:
+        """Positions up to which what the compiler read off samples holds; None where none is."""
+        return proved_positions(self.program)
 
     @property
     def eos_token_ids(self) -> frozenset[int]:
@@ -99,13 +109,7 @@ class Origin:
 
 def check_destination(path: Path) -> None:
     """Raise SpeqcError unless `path` is free for an artifact, or holds one that may go."""
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise SpeqcError(f"{path}: the folder {path.parent} does not exist")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise SpeqcError(f"{path}: no permission to write to {folder}")
-    if os.path.lexists(path) and not is_artifact(path):
-        raise SpeqcError(f"{path}: exists and is no speqc artifact; it is not replaced")
+    check_place(path, is_artifact, "speqc artifact")
 
 
 def is_artifact(path: Path) -> bool:
@@ -122,26 +126,33 @@ def write_artifact(
     tensors: Mapping[str, StoredTensor],
     origin: Origin,
     advance: Callable[[int], None],
+    calibration: Calibration | None = None,
 ) -> None:
     """Write a `pe` program with its weights; the same input gives the same bytes.
 
-    A program whose tensors have no bytes gives an artifact without weights. `advance` as in
-    `weight_writer.write_weights`. Leaves nothing behind where it raises.
+    A program whose tensors have no bytes gives an artifact without weights. `advance` and
+    `calibration` as in `weight_writer.write_weights`. Leaves nothing behind where it raises.
     """
-    with _folder_in_the_making(path) as folder:
+    check_destination(path)
+    with folder_in_the_making(path) as folder:
         (folder / PROGRAM).write_text(print_module(program), encoding="utf-8")
         proved = None
         if has_bytes(program):
-            proved = write_weights(folder / WEIGHTS, program, tensors, advance)
+            proved = write_weights(folder / WEIGHTS, program, tensors, advance, calibration)
         if origin.tokenizer is not None:
             shutil.copyfile(origin.tokenizer, folder / TOKENIZER)
-        manifest = _manifest(program, origin, proved, folder)
+        facts = None if calibration is None else calibration.facts()
+        manifest = _manifest(program, origin, proved, facts, folder)
         text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         (folder / MANIFEST).write_text(text, encoding="utf-8")
 
 
 def _manifest(
-    program: ModuleOp, origin: Origin, proved: int | None, folder: Path
+    program: ModuleOp,
+    origin: Origin,
+    proved: int | None,
+    calibration: Mapping[str, Any] | None,
+    folder: Path,
 ) -> dict[str, Any]:
     written = sorted(folder.iterdir())
     digests = file_digests([*origin.files, *written])
@@ -151,11 +162,15 @@ def _manifest(
         "source": {file.name: f"sha256:{digests[file]}" for file in origin.files},
         "options": dict(origin.options),
         "target": asdict(module_target(program)),
+        "context": module_context(program),
+        "proved_positions": proved_positions(program),
         "text": {
             "eos_token_ids": list(origin.eos_token_ids),
             "chat_template": origin.chat_template,
             "special_tokens": dict(origin.special_tokens or {}),
         },
+        "calibration": calibration,
+        "recomputes_prefix": recompute_reason(program),
         "weights": None if proved is None else WEIGHTS,
         "lossless": {"verified": proved is not None, "values": proved or 0},
         "files": {
@@ -163,40 +178,6 @@ def _manifest(
             for file in written
         },
     }
-
-
-@contextmanager
-def _folder_in_the_making(path: Path) -> Iterator[Path]:
-    """A new folder beside `path` that takes its name at the end, or goes."""
-    check_destination(path)
-    making = path.with_name(f".{path.name}.{os.getpid()}.part")
-    making.mkdir()
-    try:
-        yield making
-        _put_in_place(making, path)
-    except OSError as error:
-        if error.filename is not None:
-            raise
-        raise SpeqcError(f"{path}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
-
-
-def _put_in_place(making: Path, path: Path) -> None:
-    if not os.path.lexists(path):
-        making.rename(path)
-        return
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    path.rename(old)
-    try:
-        making.rename(path)
-    except BaseException:
-        old.rename(path)
-        raise
-    if old.is_symlink():
-        old.unlink()
-    else:
-        shutil.rmtree(old)
 
 
 def load_artifact(path: Path) -> Artifact:
@@ -228,7 +209,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise SpeqcError(f"{path}: there is no such artifact")
     if not is_artifact(path):
-        hint = "; compile it first" if path.suffix == ".onnx" else ""
+        hint = f"; compile it first: speqc compile {path}" if path.suffix == ".onnx" else ""
         raise SpeqcError(
             f"{path}: not a speqc artifact (a folder that 'speqc compile' writes){hint}"
         )

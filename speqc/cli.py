@@ -12,9 +12,11 @@ import click
 from click.core import ParameterSource
 
 from speqc import __version__
+from speqc.cli_bench import bench
 from speqc.diagnostics import ReportingGroup, report
 from speqc.runtime.errors import SpeqcError
 
+AUTO = "auto"
 DEFAULT_TARGET = "speq-64x64"
 DEMO_PROMPT = "And the LORD spake unto Moses, saying,"
 
@@ -32,23 +34,69 @@ class FiniteRange(click.FloatRange):
         return number
 
 
+class LengthOrAuto(click.IntRange):
+    """A draft length, or `AUTO`."""
+
+    def __init__(self) -> None:
+        super().__init__(min=1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The length or word that a text stands for."""
+        return value if value == AUTO else super().convert(value, param, ctx)
+
+
+class NumberList(click.ParamType):
+    """Numbers with commas between, each of which another type takes."""
+
+    name = "list"
+
+    def __init__(self, each: click.ParamType):
+        self.each = each
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[Any, ...]:
+        """The numbers that a text lists."""
+        if isinstance(value, tuple):
+            return value
+        return tuple(self.each.convert(part.strip(), param, ctx) for part in value.split(","))
+
+
 def expect_existing(path: Path) -> None:
     """Raise SpeqcError where there is nothing: before a command imports for seconds."""
     if not path.exists():
         raise SpeqcError(f"{path}: there is no such file or folder")
 
 
+def expect_artifact(path: Path) -> None:
+    """Raise SpeqcError where there is nothing, or a model that is not compiled, as early."""
+    expect_existing(path)
+    if path.suffix == ".onnx" and not path.is_dir():
+        raise SpeqcError(f"{path}: is no artifact yet: compile it first: speqc compile {path}")
+
+
 def expect_source(name: str) -> None:
-    """Raise SpeqcError where a name is neither a path nor a shape, as early."""
+    """Raise SpeqcError where a name is neither an artifact's path nor a shape, as early."""
+    from speqc.runtime.near_names import did_you_mean
     from speqc.shape_files import is_shape, shipped_shapes
 
-    if not is_shape(name) and not Path(name).exists():
-        known = ", ".join(shipped_shapes())
-        raise SpeqcError(f"{name}: there is no such artifact, and no such shape (known: {known})")
+    if is_shape(name):
+        return
+    if Path(name).exists():
+        expect_artifact(Path(name))
+        return
+    known = shipped_shapes()
+    hint = did_you_mean(name, known)
+    raise SpeqcError(
+        f"{name}: there is no such artifact, and no such shape (known: {', '.join(known)})"
+        + (f"; {hint}" if hint else "")
+    )
 
 
 FILE = click.Path(path_type=Path)
 CODEBOOK = click.Choice(["sets", "paper", "naive"])
+LEVELS = click.Choice(["free", "m2", "m1", "fp4", "pow2"])
+LEVELS_HELP = "Draft levels of 'sets': any, with few mantissa bits, FP4 E2M1, powers of two."
 TARGET_HELP = "Target by name (see 'speqc targets'), or the path of a .toml file."
 JSON_HELP = "Write the report as JSON to a file, or to standard output (-)."
 TRACE_HELP = "Write what each unit does when, for Perfetto (JSON)."
@@ -85,10 +133,17 @@ def main() -> None:
     show_default=True,
     help="How an exponent is split between draft and rest.",
 )
+@click.option("--levels", type=LEVELS, help=f"{LEVELS_HELP}  [default: free]")
 @click.option(
     "--group-size",
     type=click.IntRange(min=1),
     help="Weights along K that share a scale; default: 64 (sets), 128 (paper, naive).",
+)
+@click.option(
+    "--draft-views",
+    metavar="PATTERN=BITS,...",
+    default="",
+    help="Weights that drafts read in 8, 12 or 16 bits, as head=12,layers.20-29.down=8.",
 )
 @click.option("--tokenizer", type=FILE, help="Default: the tokenizer.json beside the model.")
 @click.option(
@@ -100,9 +155,24 @@ def main() -> None:
     "--allow-fp32-to-fp16", is_flag=True, help="Round FP32 weights that FP16 does not hold exactly."
 )
 @click.option(
+    "--calibration",
+    metavar="FILE|self",
+    help="Choose draft codes by what layers are given on this text, or on the model's own.",
+)
+@click.option(
+    "--calibration-tokens",
+    type=click.IntRange(min=1),
+    help="Tokens that a calibration reads at most.  [default: 16384]",
+)
+@click.option(
     "--no-weights",
     is_flag=True,
     help="Compile shapes alone, to simulate: weights are not read and may be missing.",
+)
+@click.option(
+    "--baseline",
+    metavar="NAME|FILE",
+    help="With --no-weights: another scheme, to time beside ours (see 'speqc bench baselines').",
 )
 @click.option("--dump-ir", type=FILE, metavar="DIR", help="Write IR after each pass, and times.")
 @click.option(
@@ -115,21 +185,35 @@ def compile_command(
     output: Path | None,
     target: str,
     codebook: str,
+    levels: str | None,
     group_size: int | None,
+    draft_views: str,
     tokenizer: Path | None,
     context: int | None,
     allow_fp32_to_fp16: bool,
+    calibration: str | None,
+    calibration_tokens: int | None,
     no_weights: bool,
+    baseline: str | None,
     dump_ir: Path | None,
     emit: str | None,
 ) -> None:
     """Compile MODEL, an ONNX file, into an artifact."""
     if emit is not None and output is not None:
         raise click.UsageError("--emit prints to standard output and writes no artifact")
+    if emit is not None and calibration is not None:
+        raise click.UsageError("--emit prints IR, which holds no codes: leave out --calibration")
+    if calibration_tokens is not None and calibration is None:
+        raise click.UsageError("--calibration-tokens needs --calibration")
+    if baseline is not None and not no_weights:
+        raise click.UsageError("--baseline is timed, never computed: add --no-weights")
+    if baseline is not None and (levels, group_size) != (None, None):
+        raise click.UsageError("--baseline has groups of its own: leave out --levels, --group-size")
     expect_existing(model)
     from speqc.target_files import load_target
 
     machine = load_target(target)
+    from speqc.baseline_files import load_baseline
     from speqc.compile import CompileOptions, compile_model, emit_level
 
     options = CompileOptions(
@@ -141,6 +225,11 @@ def compile_command(
         tokenizer,
         dump_ir,
         weights=not no_weights,
+        levels=levels,
+        draft_views=draft_views,
+        calibration=calibration,
+        calibration_tokens=calibration_tokens,
+        baseline=None if baseline is None else load_baseline(baseline),
     )
     if emit is not None:
         click.echo(emit_level(model, options, emit), nl=False)
@@ -171,11 +260,24 @@ def compile_command(
     default="speculative",
     show_default=True,
 )
-@click.option("--draft-length", type=click.IntRange(min=1), help="Most tokens drafted in a round.")
+@click.option(
+    "--draft-length",
+    type=LengthOrAuto(),
+    metavar="N|auto",
+    help="Most tokens drafted in a round; auto: length and threshold by --measured.",
+)
 @click.option(
     "--exit-threshold",
     type=FiniteRange(0, 1),
     help="Stop drafting when the draft's top probability falls under this.",
+)
+@click.option(
+    "--draft-schedule",
+    type=click.Choice(["constant", "heuristic", "cost"]),
+    help="How lengths change: never, by +2 and -1 as rounds go, by what a token is worth.",
+)
+@click.option(
+    "--measured", type=FILE, metavar="EVAL.json", help="For auto: what 'speqc eval --json' wrote."
 )
 @click.option("--prompt-chunk", type=click.IntRange(min=1), help="Prompt tokens fed at a time.")
 @click.option(
@@ -211,8 +313,10 @@ def run_command(
     new_tokens: int,
     no_stop: bool,
     mode: str,
-    draft_length: int | None,
+    draft_length: int | str | None,
     exit_threshold: float | None,
+    draft_schedule: str | None,
+    measured: Path | None,
     prompt_chunk: int | None,
     temperature: float,
     top_k: int,
@@ -232,7 +336,7 @@ def run_command(
         raise click.UsageError("--chat needs --prompt")
     if verbose and compare is None:
         raise click.UsageError("--verbose needs --compare")
-    expect_existing(artifact)
+    expect_artifact(artifact)
     if compare is not None:
         _refuse_decoding_options(context)
         expect_existing(compare)
@@ -242,6 +346,7 @@ def run_command(
         asked = Prompt(prompt, token_ids, chat)
         run_compare(artifact, compare, asked, verbose=verbose, json_to=json_to)
         return
+    _check_auto(artifact, mode, draft_length, draft_schedule, measured)
     from speqc.run import Prompt, run
     from speqc.runtime.decode import DecodeOptions
     from speqc.runtime.sampling import SamplingOptions
@@ -249,15 +354,50 @@ def run_command(
 
     options = DecodeOptions(
         new_tokens,
-        draft_length,
+        draft_length if isinstance(draft_length, int) else None,
         exit_threshold,
         SamplingOptions(temperature, top_k, top_p, seed),
         prompt_chunk,
+        draft_schedule=draft_schedule,
     )
     wanted = Prompt(prompt, token_ids, chat)
     trace = None if trace_to is None else TraceOptions(trace_to, trace_steps)
     stop = not no_stop
-    run(artifact, wanted, mode, options, stop=stop, check=check, json_to=json_to, trace=trace)
+    run(
+        artifact,
+        wanted,
+        mode,
+        options,
+        stop=stop,
+        check=check,
+        json_to=json_to,
+        trace=trace,
+        measured=measured,
+    )
+
+
+def _check_auto(
+    artifact: Path,
+    mode: str,
+    draft_length: int | str | None,
+    schedule: str | None,
+    measured: Path | None,
+) -> None:
+    """Raise an error where auto and what it was measured by do not go together."""
+    if draft_length != AUTO:
+        if measured is not None:
+            raise click.UsageError("--measured needs --draft-length auto")
+        return
+    if mode != "speculative":
+        raise click.UsageError(f"--draft-length auto: nothing is drafted in --mode {mode}")
+    if schedule not in (None, "constant"):
+        raise click.UsageError(f"--draft-length auto excludes --draft-schedule {schedule}")
+    if measured is None:
+        raise SpeqcError(
+            f"--draft-length auto: needs measurements: 'speqc eval {artifact} --json EVAL.json', "
+            "then add --measured EVAL.json"
+        )
+    expect_existing(measured)
 
 
 COMPARE_TAKES = frozenset(
@@ -283,12 +423,19 @@ def _refuse_decoding_options(context: click.Context) -> None:
     help="Probability that a drafted token is accepted, independent of the others.",
 )
 @click.option("--replay", type=FILE, metavar="RUN.json", help="Time the rounds of a recorded run.")
-@click.option("--draft-length", type=click.IntRange(min=1), help="With --acceptance.")
+@click.option(
+    "--draft-length",
+    type=LengthOrAuto(),
+    metavar="N|auto",
+    help="With --acceptance; auto: the best, also of a run to --replay.",
+)
 @click.option(
     "--fixed-context", is_flag=True, help="Keep the cache at the prompt's length while decoding."
 )
+@click.option("--ops", "by_op", is_flag=True, help="List a pass of each phase op by op, too.")
 @click.option("--target", help=f"Instead of the artifact's own. {TARGET_HELP}")
 @click.option("--codebook", type=CODEBOOK, help="Of a shape; default: sets.")
+@click.option("--levels", type=LEVELS, help="Of a shape, as for 'compile'.")
 @click.option("--group-size", type=click.IntRange(min=1), help="Of a shape, as for 'compile'.")
 @click.option("--json", "json_to", metavar="FILE|-", help=JSON_HELP)
 @trace_options
@@ -298,10 +445,12 @@ def simulate_command(
     new_tokens: int | None,
     acceptance: float | None,
     replay: Path | None,
-    draft_length: int | None,
+    draft_length: int | str | None,
     fixed_context: bool,
+    by_op: bool,
     target: str | None,
     codebook: str | None,
+    levels: str | None,
     group_size: int | None,
     json_to: str | None,
     trace_to: str | None,
@@ -313,27 +462,125 @@ def simulate_command(
     --acceptance, the expected time of speculative decoding; with --replay, the time of a recorded
     run; else the time of plain decoding.
     """
-    if replay is None and (prompt_length is None or new_tokens is None):
-        raise click.UsageError("give --prompt-length and --new-tokens, or a run to --replay")
     if replay is not None and acceptance is not None:
         raise click.UsageError("--acceptance and --replay exclude each other")
-    if draft_length is not None and acceptance is None:
+    if draft_length == AUTO and acceptance is None and replay is None:
+        raise click.UsageError("--draft-length auto needs --acceptance or --replay")
+    if isinstance(draft_length, int) and acceptance is None:
         raise click.UsageError("--draft-length needs --acceptance")
     expect_source(source)
+    if replay is None and (prompt_length is None or new_tokens is None):
+        raise click.UsageError("give --prompt-length and --new-tokens, or a run to --replay")
     from speqc.simulate import Source, simulate
     from speqc.trace import TraceOptions
 
     simulate(
-        Source(source, target, codebook, group_size),
+        Source(source, target, codebook, group_size, levels),
         prompt_length,
         new_tokens,
         acceptance=acceptance,
         replay=replay,
-        draft_length=draft_length,
+        draft_length=draft_length if isinstance(draft_length, int) else None,
+        auto=draft_length == AUTO,
         json_to=json_to,
         fixed_context=fixed_context,
+        by_op=by_op,
         trace=None if trace_to is None else TraceOptions(trace_to, trace_steps),
     )
+
+
+@main.command("eval")
+@click.argument("artifact", type=FILE)
+@click.option(
+    "--prompts",
+    "source",
+    default="all",
+    show_default=True,
+    metavar="SET|FILE.jsonl",
+    help="text, code, math, dialogue, all of these, or a file.",
+)
+@click.option("--limit", type=click.IntRange(min=1), help="Prompts of each set, at most.")
+@click.option("--chat", is_flag=True, help="Put each prompt into the model's chat template.")
+@click.option(
+    "-n",
+    "--new-tokens",
+    type=click.IntRange(min=2),
+    default=64,
+    show_default=True,
+    help="Of each prompt, at most.",
+)
+@click.option("--no-stop", is_flag=True, help="Continue behind the model's end-of-text tokens.")
+@click.option(
+    "--max-draft-length",
+    type=click.IntRange(min=1),
+    default=12,
+    show_default=True,
+    help="Tokens that are drafted from each position, at most.",
+)
+@click.option(
+    "--draft-lengths",
+    type=NumberList(click.IntRange(min=1)),
+    metavar="1,2,...",
+    help="Of the settings; default: every length.",
+)
+@click.option(
+    "--thresholds",
+    type=NumberList(FiniteRange(0, 1)),
+    metavar="P,P,...",
+    default="0.2,0.3,0.4,0.5,0.6,0.7,0.8",
+    show_default=True,
+    help="Exit thresholds of the settings. Low ones take long.",
+)
+@click.option("--target", help=f"Instead of the artifact's own. {TARGET_HELP}")
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of the halves and of the noise.",
+)
+@click.option("--json", "json_to", metavar="FILE|-", help=JSON_HELP)
+@click.option(
+    "--csv",
+    "csv_to",
+    metavar="FILE|-",
+    help="Write a line for each setting to a file, or to standard output (-).",
+)
+@click.option(
+    "--plot", "plot_to", metavar="FILE.png", help="Draw speedup and acceptance (matplotlib)."
+)
+def eval_command(
+    artifact: Path,
+    source: str,
+    limit: int | None,
+    chat: bool,
+    new_tokens: int,
+    no_stop: bool,
+    max_draft_length: int,
+    draft_lengths: tuple[int, ...] | None,
+    thresholds: tuple[float, ...],
+    target: str | None,
+    seed: int,
+    json_to: str | None,
+    csv_to: str | None,
+    plot_to: str | None,
+) -> None:
+    """Measure over many prompts how near ARTIFACT's draft is, and which settings are fastest."""
+    expect_artifact(artifact)
+    from speqc.evaluate import EvalOptions, Outputs, evaluate
+
+    options = EvalOptions(
+        new_tokens,
+        max_draft_length,
+        draft_lengths,
+        thresholds,
+        limit,
+        chat,
+        not no_stop,
+        target,
+        seed,
+    )
+    evaluate(artifact, source, options, Outputs(json_to, csv_to, plot_to))
 
 
 @main.command("report")
@@ -358,7 +605,8 @@ def report_command(
     ir: Path | None,
 ) -> None:
     """Show ARTIFACT on one HTML page: passes, timeline, roofline, acceptance, weights."""
-    for path in (artifact, recorded, ir):
+    expect_artifact(artifact)
+    for path in (recorded, ir):
         if path is not None:
             expect_existing(path)
     from speqc.html_report import ReportOptions, write_report
@@ -379,6 +627,9 @@ def inspect_command(path: Path, program: bool, json_to: str | None) -> None:
     from speqc.inspect_model import inspect
 
     inspect(path, program=program, json_to=json_to)
+
+
+main.add_command(bench)
 
 
 @main.command("targets")

@@ -3,24 +3,40 @@
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from xdsl.dialects.builtin import IntegerAttr, ModuleOp, i64
 from xdsl.dialects.func import FuncOp
+from xdsl.passes import ModulePass
 from xdsl.utils.exceptions import VerifyException
 
 from speqc.artifact import Origin, check_destination, write_artifact
-from speqc.diagnostics import note, progress
+from speqc.baseline_files import Baseline
+from speqc.calibrate import Calibration, calibrated, vocabulary
+from speqc.calibration_report import calibration_lines
+from speqc.calibration_text import SELF, read_calibration
+from speqc.calibration_text import TOKENS as CALIBRATION_TOKENS
+from speqc.diagnostics import note, progress, recompute_note
 from speqc.dialects.speq import FULL, WeightOp
 from speqc.dump_ir import IrDump, print_module
 from speqc.expert_report import routers_text
+from speqc.kernel_clock import watch_compilation
 from speqc.model_folder import ModelFolder, read_model_folder
 from speqc.onnx_import import Imported, import_model
 from speqc.pipeline import LEVELS, PassOptions, passes_to
 from speqc.program_reader import new_context
+from speqc.runtime.codebook import check_codebook
 from speqc.runtime.errors import SpeqcError
-from speqc.runtime.module_attributes import CONTEXT_NAME, TARGET_NAME, target_attribute
+from speqc.runtime.module_attributes import (
+    CONTEXT_NAME,
+    TARGET_NAME,
+    module_context,
+    proved_positions,
+    target_attribute,
+)
 from speqc.runtime.routing import Router, routers
 from speqc.runtime.target import Target
 from speqc.runtime.tensor_references import has_bytes
@@ -33,6 +49,12 @@ DEFAULT_CONTEXT = 2048
 DEFAULT_GROUP_SIZES: Mapping[str, int] = {"sets": 64, "paper": 128, "naive": 128}
 """For each code book the number of weights along K that share a scale."""
 
+
+RAISED = "speq"
+"""The level from which on nothing more is learnt of the model by evaluating it."""
+
+RECOMPUTE = "recompute-prefix"
+"""The pass that takes the place of `raise-attention` in models that get no caches."""
 
 VERIFY = "verify-"
 """What names of legality checks begin with; the structure of the IR is checked before each."""
@@ -50,7 +72,7 @@ class CompileOptions:
     """What a user can choose. None: the model's own context, the code book's own group size.
 
     With `weights` off, shapes alone are compiled: the weights' bytes are not read, and may be
-    missing.
+    missing. With a `baseline`, a program to be timed beside the drafted one, and only timed.
     """
 
     target: Target
@@ -61,8 +83,16 @@ class CompileOptions:
     tokenizer: Path | None = None
     dump_ir: Path | None = None
     weights: bool = True
+    levels: str | None = None
+    baseline: Baseline | None = None
+    calibration: str | None = None
+    calibration_tokens: int | None = None
+    draft_views: str = ""
 
     def __post_init__(self):
+        check_codebook(self.codebook, self.levels)
+        if self.calibration is not None and not self.weights:
+            raise SpeqcError("--calibration chooses codes for weights: leave out --no-weights")
         if self.group_size is not None and self.group_size < 1:
             raise SpeqcError(f"the group size must be at least 1, got {self.group_size}")
         if self.context is not None and self.context < 2:
@@ -73,9 +103,23 @@ class CompileOptions:
         """The group size, chosen or by default."""
         return self.group_size or DEFAULT_GROUP_SIZES[self.codebook]
 
+    @property
+    def tokens_to_calibrate(self) -> int:
+        """Tokens that a calibration reads at most, chosen or by default."""
+        return self.calibration_tokens or CALIBRATION_TOKENS
+
     def passes(self) -> PassOptions:
         """Options of the passes."""
-        return {"split-weights": {"codebook": self.codebook, "group-size": self.weights_per_scale}}
+        split = {"codebook": self.codebook, "group-size": self.weights_per_scale}
+        if self.levels is not None:
+            split["levels"] = self.levels
+        if self.baseline is None:
+            return {"split-weights": split, "choose-views": {"draft-views": self.draft_views}}
+        return {"quantize-weights": self.baseline.pass_options()}
+
+    def instead(self) -> Mapping[str, str]:
+        """Passes that run in the place of others: a baseline's weights are not split."""
+        return {} if self.baseline is None else {"split-weights": "quantize-weights"}
 
 
 @dataclass(frozen=True)
@@ -88,6 +132,7 @@ class Summary:
     seconds: float
     routers: Sequence[Router] = ()
     has_weights: bool = True
+    calibration: Mapping[str, Any] | None = None
 
     def lines(self) -> list[str]:
         """The report, a line for each fact."""
@@ -101,6 +146,7 @@ class Summary:
         lines += [f"{count} kept as FP16: {reason}" for reason, count in reasons.items()]
         if self.routers:
             lines.append(f"mixture of experts: {routers_text(self.routers)}")
+        lines += calibration_lines(self.calibration)
         return [*lines, f"compiled in {self.seconds:.1f} s"]
 
 
@@ -110,25 +156,83 @@ def lower(model: Path, options: CompileOptions, folder: ModelFolder, level: str)
     Raises SpeqcError where the file can't be used or a pass can't continue.
     """
     start = time.perf_counter()
+    dump = IrDump(options.dump_ir) if options.dump_ir is not None else None
     imported = import_model(model, options.allow_fp32_to_fp16, weights=options.weights)
     module = imported.module
     module.attributes[TARGET_NAME] = target_attribute(options.target)
     context_length = options.context or folder.context or DEFAULT_CONTEXT
     module.attributes[CONTEXT_NAME] = IntegerAttr(context_length, i64)
-    dump = IrDump(options.dump_ir) if options.dump_ir is not None else None
     try:
         _finish("import", module, start, dump)
-        context, before = new_context(), "import"
-        for step in passes_to(level, options.passes()):
-            # Each stage ends with such a pass; after all passes it would take half of the time.
-            if step.name.startswith(VERIFY):
-                _check_structure(module, before)
-            start, before = time.perf_counter(), step.name
-            step.apply(context, module)
-            _finish(step.name, module, start, dump)
+        choices = options.passes(), options.instead()
+        passes, raised = passes_to(level, *choices), len(passes_to(RAISED, *choices))
+        fresh = module.clone()
+        try:
+            run_passes(module, passes[:raised], dump)
+        except SpeqcError as error:
+            if level not in LEVELS[LEVELS.index(RAISED) :]:
+                raise
+            module = _recompute(fresh, str(error), choices, dump)
+            imported = replace(imported, module=module)
+            imported.notes.append(recompute_note(str(error)))
+        if LEVELS.index(level) >= LEVELS.index(RAISED):
+            imported.notes.extend(_fit_context(module, options.context))
+        run_passes(module, passes[raised:], dump)
     except SpeqcError as error:
         raise SpeqcError(f"{model}: {error}") from error
     return imported
+
+
+def _recompute(
+    module: ModuleOp,
+    reason: str,
+    choices: tuple[PassOptions, Mapping[str, str]],
+    dump: IrDump | None,
+) -> ModuleOp:
+    """Raise a module that can't be given caches, for the `reason` given, to steps without any.
+
+    Raises SpeqcError, which tells both reasons, where that can't be done either.
+    """
+    if dump is not None:
+        dump.restart()
+    _finish("import", module, time.perf_counter(), dump)
+    options, instead = choices
+    options = {**options, RECOMPUTE: {"reason": reason}}
+    try:
+        run_passes(
+            module, passes_to(RAISED, options, {**instead, "raise-attention": RECOMPUTE}), dump
+        )
+    except SpeqcError as error:
+        both = f"{reason}; nor can each step recompute its prefix: {error}"
+        raise SpeqcError(reason if str(error) == reason else both) from error
+    return module
+
+
+def run_passes(module: ModuleOp, passes: Sequence[ModulePass], dump: IrDump | None = None) -> None:
+    """Run passes on a module, which legality checks among them find whole.
+
+    Raises SpeqcError where a pass can't continue, or leaves what is not legal.
+    """
+    context, before = new_context(), "import"
+    for step in passes:
+        # Each stage ends with such a pass; after all passes it would take half of the time.
+        if step.name.startswith(VERIFY):
+            _check_structure(module, before)
+        start, before = time.perf_counter(), step.name
+        step.apply(context, module)
+        _finish(step.name, module, start, dump)
+
+
+def _fit_context(module: ModuleOp, wanted: int | None) -> list[str]:
+    """Take a context back to what is proved, with a note; SpeqcError where a user wants more."""
+    context, proved = module_context(module), proved_positions(module)
+    if proved is None or context <= proved:
+        return []
+    known = f"{proved:,} positions, up to which the model's masks and tables could be evaluated"
+    if wanted is not None:
+        raise SpeqcError(f"a context of {wanted:,} is more than {known}: give a smaller --context")
+    module.attributes[CONTEXT_NAME] = IntegerAttr(proved, i64)
+    return [f"the context of {context:,} is cut to {known}"]
 
 
 def _check_structure(module: ModuleOp, name: str) -> None:
@@ -160,7 +264,10 @@ def compile_model(model: Path, out: Path, options: CompileOptions) -> Summary:
     Raises SpeqcError where the model can't be used or `out` can't be written.
     """
     start = time.perf_counter()
+    if options.baseline is not None and options.weights:
+        raise SpeqcError("a baseline is timed, never computed: add --no-weights")
     check_destination(out)
+    watch_compilation()
     folder = read_model_folder(model, options.tokenizer)
     if folder.tokenizer is not None:
         load_tokenizer(folder.tokenizer)
@@ -172,9 +279,26 @@ def compile_model(model: Path, out: Path, options: CompileOptions) -> Summary:
     if not options.weights:
         note(NO_WEIGHTS)
     program = lowered.module
-    with progress("encoding weights", count_blocks(program)) as advance:
-        write_artifact(out, program, lowered.tensors, _origin(lowered, options, folder), advance)
-    return _summary(program, time.perf_counter() - start)
+    origin = _origin(lowered, options, folder)
+    with (
+        _calibration(lowered, options, folder, out) as calibration,
+        progress("encoding weights", count_blocks(program)) as advance,
+    ):
+        write_artifact(out, program, lowered.tensors, origin, advance, calibration)
+        facts = None if calibration is None else calibration.facts()
+    return replace(_summary(program, time.perf_counter() - start), calibration=facts)
+
+
+def _calibration(
+    lowered: Imported, options: CompileOptions, folder: ModelFolder, out: Path
+) -> AbstractContextManager[Calibration | None]:
+    """The calibration that the options ask for, at work while its context lasts."""
+    if options.calibration is None:
+        return nullcontext()
+    program, source = lowered.module, options.calibration
+    context, known = module_context(program), vocabulary(program)
+    text = read_calibration(source, folder, options.tokens_to_calibrate, context, known)
+    return calibrated(program, lowered.tensors, text, frozenset(folder.eos_token_ids), out)
 
 
 def _origin(lowered: Imported, options: CompileOptions, folder: ModelFolder) -> Origin:
@@ -182,7 +306,11 @@ def _origin(lowered: Imported, options: CompileOptions, folder: ModelFolder) -> 
         files=lowered.tensors.files,
         options={
             "codebook": options.codebook,
+            **({"levels": options.levels or "free"} if options.codebook == "sets" else {}),
             "group_size": options.weights_per_scale,
+            **({"draft_views": options.draft_views} if options.draft_views else {}),
+            **({} if options.baseline is None else {"baseline": options.baseline.name}),
+            **({} if options.calibration is None else _calibration_options(options)),
             "allow_fp32_to_fp16": options.allow_fp32_to_fp16,
         },
         eos_token_ids=folder.eos_token_ids,
@@ -190,6 +318,13 @@ def _origin(lowered: Imported, options: CompileOptions, folder: ModelFolder) -> 
         special_tokens=folder.special_tokens,
         tokenizer=folder.tokenizer,
     )
+
+
+def _calibration_options(options: CompileOptions) -> Mapping[str, object]:
+    assert options.calibration is not None
+    source = options.calibration
+    name = source if source == SELF else Path(source).name
+    return {"calibration": name, "calibration_tokens": options.tokens_to_calibrate}
 
 
 def _summary(program: ModuleOp, seconds: float) -> Summary:

@@ -1,13 +1,12 @@
 """`speqc demo`: the embedded model, compiled and run."""
 
 import tempfile
-from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
 import click
 
-from speqc.artifact import load_artifact
+from speqc.artifact import TOKENIZER, load_artifact
 from speqc.compile import CompileOptions, compile_model
 from speqc.diagnostics import report
 from speqc.report import print_report
@@ -16,6 +15,7 @@ from speqc.runtime.decode import DecodeOptions
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.sampling import SamplingOptions
 from speqc.target_files import DEFAULT_TARGET, load_target
+from speqc.text import encode, load_tokenizer
 
 MODEL = "kjv"
 """The embedded model's folder among the package's models."""
@@ -35,6 +35,8 @@ def demo(text: str, new_tokens: int, sampling: SamplingOptions) -> None:
         model = folder / "model.onnx"
         if not model.is_file():
             raise SpeqcError(f"{model}: the embedded model is missing: install speqc again")
+        if not encode(load_tokenizer(folder / TOKENIZER), text):
+            raise SpeqcError("--prompt: the text is empty: give one to continue")
         path = Path(out) / f"{MODEL}.speq"
         summary = compile_model(model, path, CompileOptions(load_target(DEFAULT_TARGET)))
         for line in summary.lines():
@@ -42,8 +44,6 @@ def demo(text: str, new_tokens: int, sampling: SamplingOptions) -> None:
         session = Session(load_artifact(path))
         options = DecodeOptions(new_tokens, sampling=sampling)
         tokens = session.tokens(Prompt(text))
-        # The first run also loads kernels: it is not the one to time.
-        session.run(tokens, "speculative", replace(options, new_tokens=1), echo=False)
         click.echo(text, nl=False)
         result = session.run(tokens, "speculative", options, echo=True)
         print_report(result.fields, "speculative", stderr=True)

@@ -12,10 +12,12 @@ from xdsl.dialects.builtin import ModuleOp, TensorType
 from xdsl.dialects.func import FuncOp
 
 from speqc.artifact import WEIGHTS, Artifact, load_artifact
-from speqc.diagnostics import progress
+from speqc.calibration_report import calibration_lines
+from speqc.diagnostics import progress, recompute_note
 from speqc.dialects.onnx import ConstantOp, InitializerOp
 from speqc.dialects.pe import LookupOp, StreamType
-from speqc.dialects.speq import FULL, WeightOp
+from speqc.dialects.speq import FULL, View, WeightOp
+from speqc.draft_bits import draft_bits_per_weight, draft_views
 from speqc.dump_ir import print_module
 from speqc.expert_report import routers_text
 from speqc.onnx_import import import_model
@@ -27,6 +29,7 @@ from speqc.report import (
 )
 from speqc.runtime.codebook import CODEBOOKS, fit, load_codebook
 from speqc.runtime.errors import SpeqcError
+from speqc.runtime.module_attributes import recompute_reason
 from speqc.runtime.routing import Router, routers
 from speqc.runtime.tensor_references import constants as program_constants
 from speqc.runtime.weights import WeightFile
@@ -43,6 +46,7 @@ WEIGHT_COLUMNS = (
     "book",
     "group",
     "shift",
+    "draft",
     "draft SNR",
     "exact",
 )
@@ -85,12 +89,15 @@ def artifact_fields(artifact: Artifact) -> Fields:
             facts.append(weight_facts(op, file))
             advance(1)
     manifest = artifact.manifest
+    views = draft_views(artifact.program)
     return {
         "kind": "artifact",
         "source": manifest["source"],
         "options": manifest["options"],
         "target": manifest["target"],
         "context": artifact.context,
+        "proved_positions": artifact.proved_positions,
+        "recomputes_prefix": recompute_reason(artifact.program),
         "files": {name: entry["bytes"] for name, entry in manifest["files"].items()},
         "operations": {
             op.sym_name.data: dict(_kinds(op.body.block.ops))
@@ -104,8 +111,16 @@ def artifact_fields(artifact: Artifact) -> Fields:
             for router in routers(op)
         ],
         "constants": _constants(artifact.program),
-        "weights": [asdict(fact) for fact in facts],
+        "calibration": manifest.get("calibration"),
+        "draft_bits_per_weight": draft_bits_per_weight(artifact.program, views),
+        "weights": [
+            {**asdict(fact), "draft_view": _view_name(views.get(fact.name))} for fact in facts
+        ],
     }
+
+
+def _view_name(view: View | None) -> str | None:
+    return None if view is None else str(view)
 
 
 def _kinds(operations: Iterable) -> list[tuple[str, int]]:
@@ -183,31 +198,31 @@ def _print_operations(fields: Fields) -> None:
 def _print_artifact(fields: Fields) -> None:
     options = ", ".join(f"{name} {value}" for name, value in fields["options"].items())
     click.echo(f"compiled from {', '.join(fields['source'])} ({options})")
-    click.echo(f"for {fields['target']['name']}, context {fields['context']}")
+    context, proved = f"context {fields['context']}", fields["proved_positions"]
+    proof = "" if proved is None else f", proved up to {proved:,} positions"
+    click.echo(f"for {fields['target']['name']}, {context}{proof}")
+    if fields["recomputes_prefix"] is not None:
+        click.echo(recompute_note(fields["recomputes_prefix"]))
     for name, size in fields["files"].items():
         click.echo(f"{name}: {show_bytes(size)}")
     if WEIGHTS not in fields["files"]:
         click.echo("no weights: compiled with --no-weights, to simulate but not to run")
     click.echo()
     _print_operations(fields)
-    columns = (
-        "weight",
-        "K x N",
-        "bytes",
-        "exponents",
-        "book",
-        "group",
-        "shift",
-        "draft SNR",
-        "exact",
-    )
-    print_table(columns, [_weight_row(fact) for fact in fields["weights"]])
+    print_table(WEIGHT_COLUMNS, [_weight_row(fact) for fact in fields["weights"]])
+    if fields["draft_bits_per_weight"] is not None:
+        click.echo(
+            f"a draft step reads {fields['draft_bits_per_weight']:.3g} bits of each weight on "
+            "average, scales included"
+        )
     for fact in fields["weights"]:
         if fact["kept"]:
             click.echo(f"{fact['name']} is kept as FP16: {fact['kept']}")
     if fields["experts"]:
         routing = [Router(**entry) for entry in fields["experts"]]
         click.echo(f"mixture of experts: {routers_text(routing)}")
+    for line in calibration_lines(fields["calibration"]):
+        click.echo(line)
     constants = fields["constants"]
     click.echo(
         f"{constants['tensors']} constants ({constants['values']:,} values) stand as they are"
@@ -223,9 +238,10 @@ def _weight_row(fact: Mapping) -> tuple[str, ...]:
         f"{k} x {n}",
         show_bytes(fact["bytes"]),
         sparkline(fact["exponents"]) if fact["exponents"] else "",
-        fact["codebook"] or "fp16",
+        " ".join(filter(None, (fact["codebook"], fact["levels"]))) or "fp16",
         str(fact["group_size"] or ""),
         "" if fact["shift"] is None else str(fact["shift"]),
+        fact["draft_view"] or "",
         "" if snr is None else f"{snr:.2f} dB",
         {True: "yes", False: "NO", None: ""}[fact["exact"]],
     )

@@ -13,12 +13,15 @@ PASSES: Mapping[str, str] = {
     "raise-rotary": "speqc.passes.raise_rotary:RaiseRotaryPass",
     "raise-attention": "speqc.passes.raise_attention:RaiseAttentionPass",
     "raise-positions": "speqc.passes.raise_positions:RaisePositionsPass",
+    "recompute-prefix": "speqc.passes.recompute_prefix:RecomputePrefixPass",
     "select-experts": "speqc.passes.select_experts:SelectExpertsPass",
     "raise-linear": "speqc.passes.raise_linear:RaiseLinearPass",
     "raise-experts": "speqc.passes.raise_experts:RaiseExpertsPass",
     "verify-speq": "speqc.passes.verify_speq:VerifySpeqPass",
     "split-weights": "speqc.passes.split_weights:SplitWeightsPass",
+    "quantize-weights": "speqc.passes.quantize_weights:QuantizeWeightsPass",
     "form-draft-verify": "speqc.passes.form_draft_verify:FormDraftVerifyPass",
+    "choose-views": "speqc.passes.choose_views:ChooseViewsPass",
     "lower-to-pe": "speqc.passes.lower_to_pe:LowerToPePass",
     "predicate-vectors": "speqc.passes.predicate_vectors:PredicateVectorsPass",
     "elide-mode-switches": "speqc.passes.elide_mode_switches:ElideModeSwitchesPass",
@@ -51,6 +54,7 @@ STAGES: Mapping[str, tuple[str, ...]] = {
         "verify-speq",
         "split-weights",
         "form-draft-verify",
+        "choose-views",
         "verify-speq",
     ),
     "pe": (
@@ -67,19 +71,27 @@ STAGES: Mapping[str, tuple[str, ...]] = {
 LEVELS = tuple(STAGES)
 """Names of the levels, from the model's to the machine's."""
 
-PassOptions = Mapping[str, Mapping[str, ParameterType]]
+PassOptions = Mapping[str, Mapping[str, ParameterType | tuple[ParameterType, ...]]]
 """For some passes, values of their options."""
 
 
-def passes_to(level: str, options: PassOptions) -> list[ModulePass]:
-    """The passes that turn an imported module into one of `level`, with the given options."""
+def passes_to(
+    level: str, options: PassOptions, instead: Mapping[str, str] | None = None
+) -> list[ModulePass]:
+    """The passes that turn an imported module into one of `level`, with the given options.
+
+    `instead` names passes to run in the place of others.
+    """
     names = [name for stage in LEVELS[: LEVELS.index(level) + 1] for name in STAGES[stage]]
+    names = [(instead or {}).get(name, name) for name in names]
     return [_configured(name, options.get(name, {})) for name in names]
 
 
-def _configured(name: str, options: Mapping[str, ParameterType]) -> ModulePass:
-    spec = ArgSpec(name, {option: (value,) for option, value in options.items()})
-    return pass_class(name).from_spec(spec)
+def _configured(
+    name: str, options: Mapping[str, ParameterType | tuple[ParameterType, ...]]
+) -> ModulePass:
+    lists = {key: value if isinstance(value, tuple) else (value,) for key, value in options.items()}
+    return pass_class(name).from_spec(ArgSpec(name, lists))
 
 
 def resolve(reference: str) -> object:

@@ -11,16 +11,29 @@ import click
 from tokenizers import Tokenizer
 
 from speqc.artifact import Artifact, load_artifact
+from speqc.auto_length import chosen_options
 from speqc.check import check_options, compare
 from speqc.diagnostics import note, progress
+from speqc.kernel_clock import compilation_seconds, watch_compilation
+from speqc.recorded_model import FIELD, model_fields
 from speqc.report import Fields, check_json_destination, print_report, run_fields, write_json
-from speqc.runtime.decode import Decoded, DecodeOptions, check_prompt, decode
+from speqc.runtime.decode import (
+    Decoded,
+    DecodeOptions,
+    check_prompt,
+    decode,
+    drafting,
+    find_program,
+)
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.machine import Machine
 from speqc.runtime.program_timing import ProgramTimer
 from speqc.runtime.weights import WeightFile
 from speqc.text import TextStream, encode, encode_chat, load_tokenizer
 from speqc.trace import TracedRun, TraceOptions, write_trace
+
+WARM_PROMPT, WARM_TOKENS = 4, 3
+"""Tokens of the prompt, and tokens decoded, that a session begins with before it times any."""
 
 BASELINE = "autoregressive"
 """The mode that every other one is compared with."""
@@ -54,10 +67,12 @@ def run(
     check: bool,
     json_to: str | None,
     trace: TraceOptions | None = None,
+    measured: Path | None = None,
 ) -> None:
     """Run an artifact and report.
 
-    `options` without stop tokens: with `stop`, those of the artifact are used.
+    `options` without stop tokens: with `stop`, those of the artifact are used. Draft length and
+    threshold are chosen by what `speqc eval` reported at `measured`, if that is given.
 
     Raises:
         SpeqcError: bad artifact or prompt, or a report that could not be written.
@@ -72,9 +87,16 @@ def run(
     if check:
         check_options(mode, options)
     tokens = session.tokens(prompt)
+    expected: Fields = {}
+    if measured is not None:
+        check_prompt(session.machine, tokens, options.new_tokens)
+        options, speedup = chosen_options(
+            session.artifact, session.timer, len(tokens), options, measured
+        )
+        expected = {"expected_decode_speedup": speedup}
     result = session.run(tokens, mode, options, echo=json_to != "-", keep_logits=check)
     if json_to is not None:
-        write_json(result.fields, json_to)
+        write_json(result.fields | expected, json_to)
     if trace is not None:
         decoded = result.decoded
         write_trace(trace, session.timer, TracedRun(len(tokens), decoded.calls, decoded.rounds))
@@ -88,6 +110,8 @@ class Session:
 
     def __init__(self, artifact: Artifact):
         self.artifact = artifact
+        watch_compilation()
+        self._cold = True
         self.machine = Machine(artifact.program, WeightFile(artifact.weights))
         self.timer = ProgramTimer(artifact.program)
         self.tokenizer: Tokenizer | None = None
@@ -127,16 +151,21 @@ class Session:
         Raises SpeqcError where the machine can't take the prompt.
         """
         check_prompt(self.machine, prompt, options.new_tokens)
+        self._warm(prompt, mode, options)
         sink = _Sink(self.tokenizer, prompt, echo)
-        start = time.perf_counter()
+        start, compiling = time.perf_counter(), compilation_seconds()
         with sink.showing(mode, options.new_tokens):
-            decoded = decode(self.machine, mode, prompt, options, sink.take, keep_logits)
-        wall = time.perf_counter() - start
+            decoded = decode(
+                self.machine, mode, prompt, options, sink.take, keep_logits, self.timer
+            )
+        wall = time.perf_counter() - start - (compilation_seconds() - compiling)
         fields = {
             "mode": mode,
+            FIELD: model_fields(self.artifact.manifest),
             "token_ids": decoded.tokens,
             **({} if sink.text is None else {"text": sink.text}),
             "prompt_chunk": options.prompt_chunk,
+            **self._drafting_fields(mode, options),
             **run_fields(
                 self.timer,
                 len(prompt),
@@ -148,6 +177,24 @@ class Session:
             "wall_seconds": wall,
         }
         return Result(decoded, sink.text, fields)
+
+    def _drafting_fields(self, mode: str, options: DecodeOptions) -> Fields:
+        if mode != "speculative":
+            return {}
+        rule = drafting(find_program(self.artifact.program, mode), options)
+        return {
+            "draft_schedule": rule.schedule,
+            "draft_length": rule.length,
+            "exit_threshold": rule.threshold,
+        }
+
+    def _warm(self, prompt: Sequence[int], mode: str, options: DecodeOptions) -> None:
+        """Have the kernels loaded, or compiled, by a few tokens before any are timed."""
+        if self._cold:
+            tokens = min(options.new_tokens, WARM_TOKENS)
+            few = replace(options, new_tokens=tokens, stop_tokens=frozenset())
+            decode(self.machine, mode, prompt[:WARM_PROMPT], few, timer=self.timer)
+            self._cold = False
 
     def check(self, prompt: Sequence[int], options: DecodeOptions, decoded: Decoded) -> None:
         """Raise CheckFailed unless autoregressive decoding gives the same tokens and logit bits."""

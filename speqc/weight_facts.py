@@ -24,7 +24,8 @@ class WeightFacts:
         shape: (K, N).
         bytes: what it takes in the artifact.
         exponents: how many values have each FP16 exponent field 0..31, in the model file.
-        codebook, group_size, shift: how it is split; None where it is kept as FP16.
+        codebook, levels, group_size, shift: how it is split; None where it is kept as FP16, levels
+            also where the code book has no choice of them.
         kept: why it is kept as FP16.
         draft_snr_db: power of the weights over that of the draft's error; None without a draft,
             and where weights are infinite, all zero, or drafted exactly.
@@ -38,6 +39,7 @@ class WeightFacts:
     bytes: int
     exponents: list[int] | None
     codebook: str | None
+    levels: str | None
     group_size: int | None
     shift: int | None
     kept: str | None
@@ -64,7 +66,7 @@ def weight_facts(op: WeightOp, file: WeightFile | None) -> WeightFacts:
         snr = draft_snr_db(
             panels, draft_panels(planes, book, n), planes.scales, op.group_size.value.data
         )
-        size = planes.draft.nbytes + planes.rest.nbytes + planes.scales.nbytes
+        size = sum(plane.nbytes for plane in planes.nibbles) + planes.scales.nbytes
     exact = panels_digest(panels, n, transposed=op.transposed is not None) == op.digest.data
     return _facts(op, size, snr, exact)
 
@@ -78,6 +80,7 @@ def _facts(op: WeightOp, size: int, snr: float | None, exact: bool | None) -> We
         bytes=size,
         exponents=_histogram(op.exponents),
         codebook=None if op.codebook is None else op.codebook.data,
+        levels=op.level_set,
         group_size=None if op.group_size is None else op.group_size.value.data,
         shift=None if op.codebook is None else shift,
         kept=None if op.kept is None else op.kept.data,

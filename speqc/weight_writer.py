@@ -6,9 +6,10 @@ module completes holds every weight bit for bit.
 """
 
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,14 @@ from speqc.runtime.codebook import (
     load_codebook,
 )
 from speqc.runtime.errors import SpeqcError
-from speqc.runtime.planes import DRAFT_BYTES, REST_BYTES, decodes_to, encode_panels, to_panels
+from speqc.runtime.planes import (
+    NIBBLE_PLANES,
+    PLANE_BYTES,
+    Planes,
+    decodes_to,
+    encode_panels,
+    to_panels,
+)
 from speqc.runtime.tensor_references import constants as program_constants
 from speqc.safetensors_writer import Entry, SafetensorsWriter
 from speqc.tensor_store import StoredTensor
@@ -35,16 +43,47 @@ STRIP_BLOCKS = 64
 """Most blocks of 64 columns in a strip."""
 
 
+Encode = Callable[[str, NDArray[np.uint16], int, CodeBook, int, int], Planes]
+"""Encodes columns of a weight: (name, panels [NB, K, 64], n, book, group size, shift)."""
+
+
+class WeightGroup(Protocol):
+    """Weights that one thread encodes, one after another, with what it has prepared for them."""
+
+    @property
+    def weights(self) -> Sequence[str]:
+        """Their names."""
+        ...
+
+    def prepare(self) -> Encode:
+        """How they are encoded."""
+        ...
+
+
+class Calibration(Protocol):
+    """Another choice of codes than the nearest ones, for some of the weights."""
+
+    def stages(self) -> Iterator[Sequence[WeightGroup]]:
+        """Groups that may be encoded side by side; a stage is made when the last one is done."""
+        ...
+
+    def facts(self) -> Mapping[str, Any]:
+        """What the manifest says of it, once all stages are done."""
+        ...
+
+
 def write_weights(
     path: Path,
     program: ModuleOp,
     tensors: Mapping[str, StoredTensor],
     advance: Callable[[int], None],
+    calibration: Calibration | None = None,
 ) -> int:
     """Write every weight and constant of a `pe` program, and the code book of its split weights.
 
     Gives how many values of split weights were decoded again and found equal. `advance` is told of
-    each number of blocks done, `count_blocks` in all. Raises SpeqcError where a weight does not
+    each number of blocks done, `count_blocks` in all. Weights that a `calibration` does not name
+    get their nearest codes. Raises SpeqcError where a weight does not
     survive encoding, weights have different code books, or two tensors would have one name.
     """
     weights = [op for op in program.ops if isinstance(op, WeightOp)]
@@ -60,22 +99,47 @@ def write_weights(
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise SpeqcError(f"two tensors of the model would be stored as {twice!r}: rename one")
-    strips = [strip for op in weights for strip in _strips(op)]
+    strips = {op.sym_name.data: _strips(op) for op in weights}
     lock = threading.Lock()
     with SafetensorsWriter(path, entries) as writer:
 
-        def write(index: int) -> None:
-            strip = strips[index]
-            _write_strip(writer, strip, tensors)
+        def write(strip: Strip, encode: Encode) -> None:
+            _write_strip(writer, strip, tensors, encode)
             with lock:
                 advance(strip.blocks)
 
-        for_each(range(len(strips)), write)
+        for groups in () if calibration is None else calibration.stages():
+            _write_groups(groups, strips, write)
+        others = [strip for of_weight in strips.values() for strip in of_weight]
+        for_each(range(len(others)), lambda index: write(others[index], encode_nearest))
         for name, part in parts.items():
             writer.write(name, part)
         for tensor in ordered:
             writer.write(tensor.name, tensor.read())
     return split_values(weights)
+
+
+def _write_groups(
+    groups: Sequence[WeightGroup],
+    strips: dict[str, list["Strip"]],
+    write: Callable[["Strip", Encode], None],
+) -> None:
+    """Write the strips of the groups' weights, and take them out of `strips`."""
+    taken = [[strip for name in group.weights for strip in strips.pop(name)] for group in groups]
+
+    def write_group(index: int) -> None:
+        encode = groups[index].prepare()
+        for strip in taken[index]:
+            write(strip, encode)
+
+    for_each(range(len(groups)), write_group)
+
+
+def encode_nearest(
+    _name: str, panels: NDArray[np.uint16], n: int, book: CodeBook, group_size: int, shift: int
+) -> Planes:
+    """Encode as `bsfp.encode` does, which needs to know nothing of the layer."""
+    return encode_panels(panels, n, book, group_size, shift)
 
 
 def split_values(weights: Iterable[WeightOp]) -> int:
@@ -119,10 +183,11 @@ def _blocks(op: WeightOp) -> int:
 
 
 def _program_book(weights: Iterable[WeightOp]) -> CodeBook | None:
-    names = sorted({op.codebook.data for op in weights if op.codebook is not None})
-    if len(names) > 1:
+    books = {(op.codebook.data, op.level_set) for op in weights if op.codebook is not None}
+    if len(books) > 1:
+        names = sorted(" ".join(filter(None, book)) for book in books)
         raise SpeqcError(f"an artifact has one code book, the program names {', '.join(names)}")
-    return load_codebook(names[0]) if names else None
+    return load_codebook(*books.pop()) if books else None
 
 
 def _book_tensors(book: CodeBook) -> dict[str, NDArray]:
@@ -135,36 +200,41 @@ def _weight_entries(op: WeightOp) -> list[Entry]:
         return [Entry(f"{name}.fp16", np.dtype(np.uint16), (blocks, k, BLOCK))]
     groups = -(-k // op.group_size.value.data)
     return [
-        Entry(f"{name}.draft", np.dtype(np.uint8), (blocks, k, DRAFT_BYTES)),
-        Entry(f"{name}.rest", np.dtype(np.uint8), (blocks, k, REST_BYTES)),
+        *(
+            Entry(f"{name}.{plane}", np.dtype(np.uint8), (blocks, k, PLANE_BYTES))
+            for plane in NIBBLE_PLANES
+        ),
         Entry(f"{name}.scales", np.dtype(np.float16), (blocks, groups, BLOCK)),
     ]
 
 
 def _write_strip(
-    writer: SafetensorsWriter, strip: Strip, tensors: Mapping[str, StoredTensor]
+    writer: SafetensorsWriter,
+    strip: Strip,
+    tensors: Mapping[str, StoredTensor],
+    encode: Encode,
 ) -> None:
     bits = strip.read(tensors)
     panels, n = to_panels(bits), bits.shape[1]
     if strip.weight.is_split:
-        _write_split(writer, strip, panels, n)
+        _write_split(writer, strip, panels, n, encode)
     else:
         writer.write(f"{strip.weight.sym_name.data}.fp16", panels, strip.first)
 
 
 def _write_split(
-    writer: SafetensorsWriter, strip: Strip, panels: NDArray[np.uint16], n: int
+    writer: SafetensorsWriter, strip: Strip, panels: NDArray[np.uint16], n: int, encode: Encode
 ) -> None:
     op = strip.weight
     assert op.codebook is not None and op.group_size is not None
-    name, book = op.sym_name.data, load_codebook(op.codebook.data)
+    name, book = op.sym_name.data, load_codebook(op.codebook.data, op.level_set)
     shift = 0 if op.shift is None else op.shift.value.data
-    planes = encode_panels(panels, n, book, op.group_size.value.data, shift)
+    planes = encode(name, panels, n, book, op.group_size.value.data, shift)
     if not decodes_to(planes, book, panels, n, shift):
         raise SpeqcError(
             f"weight @{name} ({op.source.data}): decoding does not give its bits back; "
             "this is an error of speqc, please report it with the model"
         )
-    writer.write(f"{name}.draft", planes.draft, strip.first)
-    writer.write(f"{name}.rest", planes.rest, strip.first)
+    for plane, nibbles in zip(NIBBLE_PLANES, planes.nibbles, strict=True):
+        writer.write(f"{name}.{plane}", nibbles, strip.first)
     writer.write(f"{name}.scales", planes.scales, strip.first)

@@ -1,5 +1,8 @@
 """Design exponent sets and draft levels of the `sets` code book: writes runtime/bank_sets.json.
 
+There is a bank for each level set: `free` levels, levels of at most two or one mantissa bits (`m2`,
+`m1`), the numbers of OCP FP4 E2M1 (`fp4`), and powers of two (`pow2`).
+
 A weight divided by the scale of its group, u = w / s, is taken to follow a unit-scale density. For
 a class of scales (an exponent field and a half octave of mantissas) that gives, for each exponent
 field of w and each set of codes that might own it, the expected squared error of the nearest
@@ -7,13 +10,18 @@ allowed level. A table is a choice of one set of codes for each exponent such th
 than four. It is found by local search: two exponents share out their slots anew in the best of all
 ways, until no pair gains; the best of a few starting points is kept. Levels are found by
 alternating: tables for the levels, then each level moves to the mean of the |u| that choose it.
+Levels with few mantissa bits start as rounded multiples of these, and move along their grid, with
+the rms of u, while that lowers the error. E2M1 has its levels; its rms is searched.
 
-Everything is deterministic. Run: python tools/design_bank.py [--output FILE] [--compare FILE]
+Everything is deterministic, and takes some five minutes.
+Run: python tools/design_bank.py [--output FILE] [--compare FILE] [--snr]
 """
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +29,14 @@ from numpy.typing import NDArray
 
 from speqc.runtime.bsfp import draft_snr_db, encode
 from speqc.runtime.codebook import (
-    CLASSES,
     CODES,
     EXPONENTS,
+    LEVEL_SETS,
     SLOTS,
-    UNUSED,
     CodeBook,
     format_table,
-    parse_table,
+    load_codebook,
+    sets_book,
 )
 
 FloatArray = NDArray[np.float64]
@@ -61,6 +69,16 @@ SETTLED = 1e-3
 LEVEL_STRIDE = 8
 """Every which scale mantissa of the grid counts in a refit of the levels."""
 
+MANTISSA_BITS = {"m2": 2, "m1": 1, "pow2": 0}
+"""Level sets that are searched on a grid: mantissa bits of its numbers."""
+E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+E2M1_OCTAVE = 1
+"""Weights that fill E2M1's levels have an rms near two scales."""
+STARTS, DESCENTS = 16, 4
+"""Multiples of the free levels, spread over an octave, that a search on a grid may start from, and
+how many of them it does start from."""
+RMS_STEP = 2 ** (1 / 32)
+
 LEAST_GAIN = 1e-14
 """Smaller gains are rounding."""
 
@@ -79,13 +97,36 @@ def grid_points() -> FloatArray:
     return np.sqrt(edges[1:] * edges[:-1])
 
 
-def unit_density(kind: str) -> FloatArray:
+@dataclass(frozen=True)
+class Levels:
+    """A level set: its FP16 levels in units of the scale, and what they are designed for.
+
+    `octave` raises the exponents that a class holds: weights reach 2^(3 + octave) scales. `rms` is
+    that of the weights, in units of 2^octave scales.
+    """
+
+    values: FloatArray
+    octave: int = 0
+    rms: float = 1.0
+
+    @property
+    def scales(self) -> float:
+        """The rms of the weights in scales."""
+        return self.rms * 2.0**self.octave
+
+    @property
+    def scaled(self) -> FloatArray:
+        """The levels in units of 2^octave scales."""
+        return self.values / 2.0**self.octave
+
+
+def unit_density(kind: str, rms: float = 1.0) -> FloatArray:
     """Probability of each grid cell of |u| for groups that use `tight` or `wide` tables.
 
     Exact zeros are put into the lowest cell.
     """
     width = np.diff(grid_edges())
-    spread = np.sqrt((DEGREES - 2) / DEGREES)
+    spread = rms * np.sqrt((DEGREES - 2) / DEGREES)
     body = (1 + (grid_points() / spread) ** 2 / DEGREES) ** (-(DEGREES + 1) / 2) * width
     tiny = np.where(grid_points() < TINY, width, 0)
     zeros, small = (TIGHT_ZEROS, 0.0) if kind == "tight" else (WIDE_ZEROS, WIDE_TINY)
@@ -231,10 +272,124 @@ def choices(
     return chosen, used
 
 
-def design_class(kind: str, field: int, half: int, levels: FloatArray) -> str:
+@cache
+def grid_error(values: tuple[float, ...], octave: int, rms: float) -> float:
+    """Expected squared error over squared rms, under the tight tables best for these levels.
+
+    Weights that these tables do not hold take the nearest level: one rms compares with another.
+    """
+    levels = Levels(np.array(values), octave, rms)
+    fields = fields_of_class("tight", LEVEL_FIELD)
+    first = fields.start - LEVEL_FIELD - LOWEST
+    total = 0.0
+    for costs in octave_costs(unit_density("tight", rms), levels.scaled):
+        table = class_costs(costs, fields, LEVEL_FIELD)
+        beside = np.delete(costs[:, -1], range(first, first + len(fields)))
+        total += table_cost(table, design_table(table)) + beside.sum()
+    return total / rms**2
+
+
+def error(levels: Levels) -> float:
+    """`grid_error` of a level set."""
+    return grid_error(tuple(levels.values.tolist()), levels.octave, levels.rms)
+
+
+def below(number: float, bits: int) -> float:
+    """The next smaller number with so many mantissa bits."""
+    half, exponent = np.frexp(number)
+    return number - 2.0 ** (exponent - 1 - bits - (half == 0.5))
+
+
+def above(number: float, bits: int) -> float:
+    """The next larger number with so many mantissa bits."""
+    return number + 2.0 ** (np.frexp(number)[1] - 1 - bits)
+
+
+def on_grid(values: FloatArray, bits: int) -> FloatArray:
+    """Numbers rounded to so many mantissa bits, lowered where two would be one."""
+    halves, exponents = np.frexp(values)
+    rounded = np.ldexp(np.rint(halves * 2 ** (bits + 1)), exponents - bits - 1)
+    for code in range(CODES - 2, -1, -1):
+        rounded[code] = min(rounded[code], below(rounded[code + 1], bits))
+    return rounded
+
+
+def neighbours(levels: Levels, bits: int | None) -> Iterator[Levels]:
+    """Level sets one step away: another rms, or with `bits` one level moved along its grid.
+
+    The lowest one may also become zero.
+    """
+    for factor in (RMS_STEP, 1 / RMS_STEP):
+        yield in_octave(replace(levels, rms=levels.rms * factor))
+    if bits is None:
+        return
+    for code in range(CODES):
+        for move in (below, above) if levels.values[code] else ():
+            values = levels.values.copy()
+            values[code] = move(values[code], bits)
+            if np.all(np.diff(values) > 0):
+                yield replace(levels, values=values)
+    if levels.values[0]:
+        yield replace(levels, values=np.array([0.0, *levels.values[1:]]))
+
+
+def in_octave(levels: Levels) -> Levels:
+    """The same levels in units in which the rms is near 1, so that classes hold large weights."""
+    if levels.rms > np.sqrt(2):
+        return replace(levels, values=levels.values / 2, rms=levels.rms / 2)
+    if levels.rms < np.sqrt(0.5):
+        return replace(levels, values=levels.values * 2, rms=levels.rms * 2)
+    return levels
+
+
+def descend(levels: Levels, bits: int | None) -> Levels:
+    """Go to the best neighbour while that lowers the error."""
+    while True:
+        best = min(neighbours(levels, bits), key=error)
+        if error(best) >= error(levels) - LEAST_GAIN:
+            return levels
+        levels = best
+
+
+def search_levels(free: FloatArray, bits: int) -> Levels:
+    """The best levels with so many mantissa bits that searches from multiples of `free` find.
+
+    The expected error leads each search; what the codec makes of the results decides.
+    """
+    factors = 2.0 ** (np.arange(STARTS) / STARTS - 0.5)
+    starts = [Levels(on_grid(free * factor, bits), 0, float(factor)) for factor in factors]
+    best = sorted(starts, key=error)[:DESCENTS]
+    return max([*starts, *(descend(start, bits) for start in best)], key=tried_snr)
+
+
+def tried_snr(levels: Levels) -> float:
+    """SNR in dB of a few Gaussian weights that go through the codec with these levels."""
+    classes = design_classes(levels, range(LEVEL_FIELD - 2, LEVEL_FIELD + 3))
+    return encoded_snr(bank_book(levels, classes), 64, deviation=2.0 ** (LEVEL_FIELD - 15))
+
+
+def design_level_sets(progress: Callable[[str], None]) -> dict[str, Levels]:
+    """The levels of every set, by name."""
+    free = fit_levels(progress)
+    sets = {"free": Levels(free)}
+    for name, bits in MANTISSA_BITS.items():
+        sets[name] = search_levels(free, bits)
+        progress(f"{name}: {' '.join(map(str, sets[name].values))}, rms {sets[name].rms:.3f}")
+    sets["fp4"] = descend(Levels(np.array(E2M1), E2M1_OCTAVE), None)
+    assert np.array_equal(sets["fp4"].values, E2M1)
+    progress(f"fp4: rms {sets['fp4'].rms:.3f}")
+    return sets
+
+
+def design_class(kind: str, field: int, half: int, levels: Levels) -> str:
     """The designed table of one class as text, exponents of each code in ascending order."""
+    costs = octave_costs(unit_density(kind, levels.rms), levels.scaled)[half]
+    return class_text(kind, field + levels.octave, costs)
+
+
+def class_text(kind: str, field: int, costs: FloatArray) -> str:
+    """The table that `octave_costs` give for scales of 2^(field - 15)."""
     fields = fields_of_class(kind, field)
-    costs = octave_costs(unit_density(kind), levels)[half]
     return table_text(fields, design_table(class_costs(costs, fields, field)))
 
 
@@ -248,88 +403,94 @@ def table_text(fields: range, owners: IntArray) -> str:
     )
 
 
-def design_classes(levels: FloatArray) -> dict[str, str]:
-    """Tables for all designed classes, by class index."""
+def design_classes(levels: Levels, designed: range = DESIGNED_FIELDS) -> dict[str, str]:
+    """Tables for the classes of scales with these exponent fields, by class index."""
     tables = {}
     for kind in ("wide", "tight"):
-        costs = octave_costs(unit_density(kind), levels)
-        for field in DESIGNED_FIELDS:
-            fields = fields_of_class(kind, field)
+        costs = octave_costs(unit_density(kind, levels.rms), levels.scaled)
+        for field in designed:
             for half in range(len(HALVES)):
-                owners = design_table(class_costs(costs[half], fields, field))
-                tables[str(class_index(kind, field, half))] = table_text(fields, owners)
+                text = class_text(kind, field + levels.octave, costs[half])
+                tables[str(class_index(kind, field, half))] = text
     return tables
 
 
-def expected_snr(kind: str, half: int, levels: FloatArray, table: list[list[int]]) -> float:
-    """Expected SNR in dB of a table for scales with field `LEVEL_FIELD`, under our density."""
-    fields = fields_of_class(kind, LEVEL_FIELD)
-    owners = np.zeros(len(fields), np.int64)
-    for code, owned in enumerate(table):
-        for field in owned:
-            owners[field - fields.start] |= 1 << code
-    density = unit_density(kind)
-    costs = class_costs(octave_costs(density, levels)[half], fields, LEVEL_FIELD)
-    return float(10 * np.log10((density * grid_points() ** 2).sum() / table_cost(costs, owners)))
+def bank_book(levels: Levels, classes: dict[str, str]) -> CodeBook:
+    """The code book of a bank."""
+    return sets_book("sets", levels.values, classes, levels.octave, levels.scales)
 
 
-def encoded_snr(levels: FloatArray, tables: dict[str, list[list[int]]]) -> float:
-    """SNR in dB of Gaussian weights that went through the codec with this bank."""
-    exponents = np.empty((CLASSES, CODES, SLOTS), np.uint8)
-    exponents[:] = np.arange(EXPONENTS, dtype=np.uint8).reshape(CODES, SLOTS)
-    for index, table in tables.items():
-        exponents[int(index)] = UNUSED
-        for code, owned in enumerate(table):
-            exponents[int(index), code, : len(owned)] = owned
-    book = CodeBook("sets", 64, levels.astype(np.float16), exponents)
-    weights = np.random.default_rng(0).standard_normal((2048, 1024)) * 0.03
+def encoded_snr(book: CodeBook, group_size: int, deviation: float = 0.02) -> float:
+    """SNR in dB of Gaussian weights that went through the codec with this book."""
+    weights = np.random.default_rng(0).standard_normal((4096, 256)) * deviation
     bits = weights.astype(np.float16).view(np.uint16)
-    return draft_snr_db(bits, encode(bits, book, book.group_size), book)
+    return draft_snr_db(bits, encode(bits, book, group_size), book)
 
 
-def report(name: str, design: dict) -> str:
-    """One line on a level set: expected SNR by table, and SNR of encoded Gaussian weights."""
-    levels = np.array(design["levels"])
-    tables = {
-        index: parse_table(table) if isinstance(table, str) else table
-        for index, table in design["classes"].items()
-    }
-    parts = [
-        f"{kind}/{half} {expected_snr(kind, half, levels, table):.2f}"
-        for kind in LEVEL_SHARES
-        for half in range(len(HALVES))
-        if (table := tables[str(class_index(kind, LEVEL_FIELD, half))])
-    ]
-    return f"{name}: expected dB {', '.join(parts)}; Gaussian {encoded_snr(levels, tables):.2f} dB"
+def snr_table() -> str:
+    """SNR of the shipped level sets on Gaussian weights for each group size, as a table."""
+    lines = ["| level set | group 32 | group 64 | group 128 |", "|---|---|---|---|"]
+    for name in LEVEL_SETS:
+        book = load_codebook("sets", name)
+        cells = [f"{encoded_snr(book, size):.2f}" for size in (32, 64, 128)]
+        lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def bank_text(levels: FloatArray, classes: dict[str, str]) -> str:
-    """The bank as JSON."""
+def compared(path: Path) -> Iterator[tuple[str, CodeBook]]:
+    """The code books of another file of banks, whose tables are texts or lists."""
+    other = json.loads(path.read_text("utf-8"))
+    for name, design in other.get("level_sets", other.get("banks", {})).items():
+        classes = {
+            index: table if isinstance(table, str) else format_table(table)
+            for index, table in design["classes"].items()
+        }
+        octave, rms = design.get("octave", 0), design.get("rms", 1.0)
+        yield name, sets_book(name, design["levels"], classes, octave, rms)
+
+
+def bank_text(sets: dict[str, tuple[Levels, dict[str, str]]]) -> str:
+    """The banks as JSON."""
     about = (
         "Scale-indexed exponent sets, written by tools/design_bank.py. classes: for each designed"
         " class (top 7 bits of the FP16 scale) a word for each code, a base-32 digit for each slot."
+        " Weights stay under 2^(3 + octave) scales; rms: what theirs is near, in scales."
     )
-    free = {"levels": levels.tolist(), "classes": classes}
-    return json.dumps({"about": about, "level_sets": {"free": free}}, indent=1) + "\n"
+    banks = {
+        name: {
+            "levels": levels.values.tolist(),
+            "octave": levels.octave,
+            "rms": levels.scales,
+            "classes": classes,
+        }
+        for name, (levels, classes) in sets.items()
+    }
+    return json.dumps({"about": about, "level_sets": banks}, indent=1) + "\n"
 
 
 def main() -> None:
-    """Design the bank, write it, and say how good it is."""
-    parser = argparse.ArgumentParser(description="design the bank of exponent sets")
+    """Design the banks, write them, and say how good they are."""
+    parser = argparse.ArgumentParser(description="design the banks of exponent sets")
     default = Path(__file__).resolve().parent.parent / "runtime" / "bank_sets.json"
     parser.add_argument("--output", type=Path, default=default, help="file to write")
-    parser.add_argument("--compare", type=Path, help="another bank to print beside this one")
+    parser.add_argument("--compare", type=Path, help="other banks to print beside these")
+    parser.add_argument(
+        "--snr", action="store_true", help="design nothing: print what the shipped banks reach"
+    )
     arguments = parser.parse_args()
+    if arguments.snr:
+        print(snr_table())
+        return
 
-    levels = fit_levels(print)
-    classes = design_classes(levels)
-    arguments.output.write_text(bank_text(levels, classes), encoding="utf-8")
-    print("levels", " ".join(f"{level:.4f}" for level in levels))
-    print(report("designed", {"levels": levels, "classes": classes}))
+    sets = {
+        name: (levels, design_classes(levels)) for name, levels in design_level_sets(print).items()
+    }
+    arguments.output.write_text(bank_text(sets), encoding="utf-8")
+    for name, (levels, classes) in sets.items():
+        print(f"{name}: {encoded_snr(bank_book(levels, classes), 64):.2f} dB")
     if arguments.compare:
-        other = json.loads(arguments.compare.read_text("utf-8"))
-        for name, design in other.get("level_sets", other.get("banks", {})).items():
-            print(report(f"{arguments.compare.name} {name}", design))
+        for name, book in compared(arguments.compare):
+            print(f"{arguments.compare.name} {name}: {encoded_snr(book, 64):.2f} dB")
 
 
 if __name__ == "__main__":

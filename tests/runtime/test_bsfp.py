@@ -191,17 +191,20 @@ def test_scales_round_to_the_nearest_half():
         assert np.array_equal(patterns, wanted.astype(np.float16).view(np.uint16))
 
 
+@pytest.mark.parametrize("octave", [0, 1])
 @pytest.mark.parametrize(
-    "peak", [0x0001, 0x0007, 0x03F8, 0x0400, 0x0BFF, 0x0C00, 0x0FFF, 0x1000, 0x7BFF]
+    "peak", [0x0001, 0x0007, 0x03F8, 0x0400, 0x0BFF, 0x0C00, 0x0FFF, 0x1000, 0x13FF, 0x1400, 0x7BFF]
 )
-def test_too_small_a_scale_becomes_the_next_above_an_eighth_of_the_peak(peak):
+def test_too_small_a_scale_becomes_the_next_above_an_eighth_of_the_peak(peak, octave):
+    """Or above a sixteenth, in a book whose levels are an octave higher."""
+    share = 8 * 2**octave
     peaks = np.full(64, peak, np.uint16)
     value = float(peaks[:1].view(np.float16)[0])
-    eighth = np.float16(value / 8)
-    above = eighth if 8 * float(eighth) > value else np.nextafter(eighth, np.float16(np.inf))
+    eighth = np.float16(value / share)
+    above = eighth if share * float(eighth) > value else np.nextafter(eighth, np.float16(np.inf))
     for start in (np.float16(0), eighth, above, np.float16(4) * above):
         patterns = np.full(64, start, np.float16).view(np.uint16)
-        bsfp._choose_class(patterns, peaks, np.ones(64, np.uint32), SETS.held, False)
+        bsfp._choose_class(patterns, peaks, octave, np.ones(64, np.uint32), SETS.held, False)
         assert np.all(patterns.view(np.float16) == max(start, above))
 
 

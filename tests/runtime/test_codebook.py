@@ -8,6 +8,7 @@ import pytest
 from speqc.runtime.bsfp import NO_FIT_SCALE, decode, encode
 from speqc.runtime.codebook import (
     CODEBOOKS,
+    LEVEL_SETS,
     UNUSED,
     exponent_histogram,
     fit,
@@ -218,17 +219,28 @@ def design():
 
 
 @pytest.fixture(scope="module")
-def bank():
-    return json.loads((ROOT / "runtime/bank_sets.json").read_text("utf-8"))["level_sets"]["free"]
+def banks():
+    return json.loads((ROOT / "runtime/bank_sets.json").read_text("utf-8"))["level_sets"]
 
 
+@pytest.fixture(scope="module")
+def bank(banks):
+    return banks["free"]
+
+
+def designed(design, bank):
+    octave = bank["octave"]
+    return design.Levels(np.array(bank["levels"]), octave, bank["rms"] / 2.0**octave)
+
+
+@pytest.mark.parametrize("name", LEVEL_SETS)
 @pytest.mark.parametrize(
     ("kind", "field", "half"),
     [("tight", 10, 0), ("tight", 9, 1), ("wide", 12, 1), ("wide", 10, 0), ("wide", 20, 0)],
 )
-def test_shipped_tables_are_what_the_script_designs(design, bank, kind, field, half):
-    index = design.class_index(kind, field, half)
-    levels = np.array(bank["levels"])
+def test_shipped_tables_are_what_the_script_designs(design, banks, name, kind, field, half):
+    bank, index = banks[name], design.class_index(kind, field, half)
+    levels = designed(design, bank)
     assert design.design_class(kind, field, half, levels) == bank["classes"][str(index)]
 
 
@@ -239,10 +251,33 @@ def test_shipped_levels_are_where_the_script_settles(design, bank):
     assert np.all(moved < 2 * design.SETTLED + rounding)
 
 
-def test_shipped_file_is_what_the_script_writes(design, bank):
-    text = design.bank_text(np.array(bank["levels"]), bank["classes"])
-    assert text == (ROOT / "runtime/bank_sets.json").read_text("utf-8")
-    assert len(bank["classes"]) == 2 * 2 * len(design.DESIGNED_FIELDS)
+@pytest.mark.parametrize(("name", "bits"), [("m2", 2), ("m1", 1), ("pow2", 0)])
+def test_levels_on_a_grid_stay_on_it(design, banks, name, bits):
+    levels = designed(design, banks[name])
+    assert np.array_equal(design.on_grid(levels.values, bits), levels.values)
+    for other in design.neighbours(levels, bits):
+        assert np.array_equal(design.on_grid(other.values, bits), other.values)
+        assert np.sqrt(0.5) <= other.rms <= np.sqrt(2)
+
+
+def test_fp4_has_the_levels_of_ocp(banks):
+    assert banks["fp4"]["levels"] == [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+
+
+def test_neighbours_of_numbers_on_a_grid(design):
+    assert [design.below(x, 1) for x in (1.5, 1.0, 3.0)] == [1.0, 0.75, 2.0]
+    assert [design.above(x, 1) for x in (1.5, 1.0, 3.0)] == [2.0, 1.5, 4.0]
+    assert [design.below(1.0, 0), design.above(1.0, 0)] == [0.5, 2.0]
+    crowded = np.array([0.9, 0.95, 1.0, 1.05, 2.0, 2.1, 3.9, 4.0])
+    assert design.on_grid(crowded, 0).tolist() == [2.0**e for e in range(-5, 3)]
+
+
+def test_shipped_file_is_what_the_script_writes(design, banks):
+    sets = {name: (designed(design, bank), bank["classes"]) for name, bank in banks.items()}
+    assert design.bank_text(sets) == (ROOT / "runtime/bank_sets.json").read_text("utf-8")
+    assert banks.keys() == LEVEL_SETS.keys()
+    for bank in banks.values():
+        assert len(bank["classes"]) == 2 * 2 * len(design.DESIGNED_FIELDS)
 
 
 def test_local_search_respects_capacity_and_beats_a_plain_spread(design, bank):

@@ -1,7 +1,7 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import product
-from math import exp, factorial
+from math import erfc, exp, gamma, pi, sqrt
 
 import numpy as np
 import pytest
@@ -26,11 +26,13 @@ def softmax(row: NDArray) -> NDArray[np.float64]:
 
 
 def probability_of_fit(counts: NDArray, expected: NDArray) -> float:
-    """The chi-squared test's p-value, in closed form for an even number of degrees of freedom."""
+    """The chi-squared test's p-value, in closed form."""
+    assert counts.sum() == pytest.approx(expected.sum())
     half, odd = divmod(len(counts) - 1, 2)
-    assert not odd and counts.sum() == pytest.approx(expected.sum())
     x = float(((counts - expected) ** 2 / expected).sum()) / 2
-    return exp(-x) * sum(x**i / factorial(i) for i in range(half))
+    # Q(half + odd / 2, x), by its recurrence from Q(0, x) = 0 or Q(1 / 2, x) = erfc(sqrt(x)).
+    powers = (x ** (i + odd / 2) / gamma(i + odd / 2 + 1) for i in range(half))
+    return (erfc(sqrt(x)) if odd else 0.0) + exp(-x) * sum(powers)
 
 
 def fits(draw: Callable[[], int], probabilities: NDArray[np.float64]) -> bool:
@@ -54,7 +56,7 @@ class Quick(Sampler):
         known = self._known.get(row.tobytes())
         if known is None:
             known = self._known[row.tobytes()] = super().distribution(row)
-        return known.copy()
+        return known
 
 
 def sampler(temperature: float = 1.0, **options: float) -> Sampler:
@@ -65,6 +67,13 @@ def test_the_test_of_fit() -> None:
     # For 2 degrees of freedom the p-value is exp(-chi2 / 2); chi2 = 16 / 10 + 16 / 10 here.
     counts, expected = np.array([14, 6, 10]), np.array([10.0, 10.0, 10.0])
     assert probability_of_fit(counts, expected) == pytest.approx(exp(-1.6))
+    # For 1 degree chi2 is the square of a normal variable, here of 2; for 3 degrees the density
+    # adds sqrt(2 / pi) * 2 * exp(-2) to that.
+    counts, expected = np.array([20, 0]), np.array([10.0, 10.0])
+    assert probability_of_fit(counts, expected) == pytest.approx(erfc(sqrt(20 / 2)))
+    counts, expected = np.array([12, 8, 12, 8]), np.array([10.0, 10.0, 10.0, 10.0])
+    tail = erfc(sqrt(0.8)) + sqrt(2 / pi) * sqrt(1.6) * exp(-0.8)
+    assert probability_of_fit(counts, expected) == pytest.approx(tail)
 
 
 def test_greedy_takes_the_lowest_index_of_a_tie() -> None:
@@ -170,11 +179,25 @@ def first_token(one: Sampler, options: Sequence[NDArray]) -> int:
     return [*accepted, token][0]
 
 
-@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"temperature": 0.7, "top_p": 0.9}])
+SETTINGS = [
+    {},
+    {"temperature": 0.5},
+    {"temperature": 1.5},
+    {"top_k": 2},
+    {"top_k": 3},
+    {"top_p": 0.6},
+    {"temperature": 0.7, "top_p": 0.9},
+    {"temperature": 1.3, "top_k": 4, "top_p": 0.8},
+]
+"""Options under which draft and full model differ, in the tokens left or in their probabilities."""
+
+settings_of_sampling = pytest.mark.parametrize("options", SETTINGS, ids=str)
+
+
+@settings_of_sampling
 def test_accept_keeps_the_full_distribution(options: dict[str, float]) -> None:
     one = sampler(**options, seed=5)
     expected = one.distribution(FULL)
-    assert np.count_nonzero(expected) == (3 if options else 5)
     assert not np.allclose(expected, one.distribution(DRAFT), atol=0.1)
     assert fits(lambda: first_token(one, (DRAFT, FULL, FULL)), expected)
 
@@ -195,9 +218,41 @@ class DrawsFromTheFullModel(Quick):
         return self._draw(p)
 
 
-@pytest.mark.parametrize("wrong", [AcceptsAll, DrawsFromTheFullModel])
-def test_the_test_rejects_wrong_samplers(wrong: type[Quick]) -> None:
-    one = wrong(SamplingOptions(1.0, seed=7))
+class AcceptsTooOften(Quick):
+    """Wrong: a draw of 0.9 u in place of u, which accepts a tenth more."""
+
+    def accept(
+        self, drafted: Sequence[int], draft_rows: NDArray, rows: NDArray
+    ) -> tuple[list[int], int]:
+        random, self._random = self._random, Lower(self._random)  # type: ignore[assignment]
+        try:
+            return super().accept(drafted, draft_rows, rows)
+        finally:
+            self._random = random
+
+
+class Lower:
+    def __init__(self, random: np.random.Generator):
+        self._random, self._draws = random, 0
+
+    def random(self) -> float:
+        """The first draw decides on acceptance; the next picks a token."""
+        self._draws += 1
+        return self._random.random() * (0.9 if self._draws == 1 else 1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "options"),
+    [
+        *((AcceptsAll, options) for options in SETTINGS[::3]),
+        (DrawsFromTheFullModel, {}),
+        (DrawsFromTheFullModel, {"temperature": 0.7, "top_p": 0.9}),
+        (AcceptsTooOften, {}),
+    ],
+    ids=str,
+)
+def test_the_test_rejects_wrong_samplers(wrong: type[Quick], options: dict[str, float]) -> None:
+    one = wrong(SamplingOptions(**{"temperature": 1.0, "seed": 7} | options))  # type: ignore[arg-type]
     assert not fits(lambda: first_token(one, (DRAFT, FULL, FULL)), one.distribution(FULL))
 
 

@@ -8,9 +8,10 @@ from safetensors.numpy import save_file
 from xdsl.dialects.builtin import IntegerAttr, StringAttr, i64
 
 from speqc.dialects.speq import WeightOp
+from speqc.runtime.bsfp import narrowed
 from speqc.runtime.codebook import CodeBook, load_codebook
 from speqc.runtime.errors import SpeqcError
-from speqc.runtime.planes import encode_to_planes
+from speqc.runtime.planes import NIBBLE_PLANES, encode_to_planes
 from speqc.runtime.weights import Weight, WeightFile
 
 K, N = 100, 70
@@ -47,7 +48,7 @@ def stored(
     """A file with one split weight; `changes` replace or drop `levels` or `exponents`."""
     book = load_codebook(codebook) if isinstance(codebook, str) else codebook
     planes = encode_to_planes(values.view(np.uint16), book, group_size, shift=shift)
-    tensors = {"w.draft": planes.draft, "w.rest": planes.rest, "w.scales": planes.scales}
+    tensors = {f"w.{name}": getattr(planes, name) for name in (*NIBBLE_PLANES, "scales")}
     for name, part in (
         {"levels": book.levels, "exponents": book.exponents} | dict(changes or {})
     ).items():
@@ -120,8 +121,26 @@ def test_columns(tmp_path: Path, values: NDArray[np.float16]) -> None:
     assert np.array_equal(found[0], values.T[picked[0]])
 
 
+@pytest.mark.parametrize(("codebook", "shift"), [("sets", None), ("paper", 1)])
+@pytest.mark.parametrize(("bits", "mantissa_bits"), [(8, 2), (12, 6)])
+def test_wide_view(
+    tmp_path: Path,
+    values: NDArray[np.float16],
+    codebook: str,
+    shift: int | None,
+    bits: int,
+    mantissa_bits: int,
+) -> None:
+    scaled = (values * 2 ** (shift or 0)).astype(np.float16)
+    file = stored(tmp_path, scaled, codebook, shift=shift or 0)
+    panels = Weight(declare(codebook, shift=shift), file).wide(bits)
+    expected = narrowed(scaled.view(np.uint16), mantissa_bits)
+    assert np.array_equal(unpacked(panels).view(np.uint16), expected)
+
+
 def test_views_are_decoded_once(tmp_path: Path, values: NDArray[np.float16]) -> None:
     weight = Weight(declare("sets"), stored(tmp_path, values, "sets"))
+    assert weight.wide(8) is weight.wide(8)
     assert weight.full() is weight.full()
     assert weight.draft()[0] is weight.draft()[0]
 

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from math import prod
 from pathlib import Path
@@ -17,7 +18,7 @@ from speqc.dialects.speq import WeightOp
 from speqc.onnx_import import import_model
 from speqc.runtime.codebook import load_codebook
 from speqc.runtime.errors import SpeqcError
-from speqc.runtime.planes import encode_panels, full_panels
+from speqc.runtime.planes import NIBBLE_PLANES, encode_panels, full_panels
 from speqc.runtime.weights import WeightFile
 from speqc.safetensors_writer import DTYPE_NAMES, Entry, SafetensorsWriter
 from speqc.target_files import load_target
@@ -72,7 +73,8 @@ def test_the_files_of_an_artifact(kjv, model):
     for name, entry in manifest["files"].items():
         assert entry["digest"] == f"sha256:{file_digest(kjv / name)}"
     artifact = load_artifact(kjv)
-    assert artifact.context == 1024
+    assert artifact.context == manifest["context"] == 1024
+    assert artifact.proved_positions == manifest["proved_positions"] >= 1024
     assert artifact.eos_token_ids == {0}
     assert artifact.tokenizer == kjv / "tokenizer.json"
     assert str(model) not in (kjv / "manifest.json").read_text()
@@ -94,7 +96,7 @@ def test_the_safetensors_library_reads_every_weight_bit_for_bit(kjv, model):
     weights = [op for op in load_artifact(kjv).program.ops if isinstance(op, WeightOp)]
     for op in weights:
         name = op.sym_name.data
-        parts = {f"{name}.draft", f"{name}.rest", f"{name}.scales"}
+        parts = {f"{name}.{part}" for part in (*NIBBLE_PLANES, "scales")}
         assert parts <= tensors.keys()
         used |= parts
         planes = WeightFile(kjv / "weights.safetensors").planes(op)
@@ -139,8 +141,8 @@ def test_files_that_are_no_folder_are_refused(model, tmp_path):
 
 
 def test_another_version_is_refused(copy):
-    with_manifest(copy, lambda manifest: manifest.update(version=99))
-    expect_refusal(copy, "format version 99, this speqc reads version 1")
+    with_manifest(copy, lambda manifest: manifest.update(version=1))
+    expect_refusal(copy, "format version 1, this speqc reads version 2: compile the model again")
 
 
 @pytest.mark.parametrize(
@@ -166,6 +168,12 @@ def test_a_damaged_manifest_is_refused(copy, change):
         (lambda text: text[: len(text) // 2], r"program\.mlir:\d+:\d+: "),
         (lambda text: text.replace("pe.gemm", "pe.nonsense", 1), "pe.nonsense is not registered"),
         (lambda text: text.replace("speq.context = 1024", "speq.context = 0"), "speq.context"),
+        (
+            lambda text: re.sub(
+                "speq.proved_positions = [0-9]+", "speq.proved_positions = 9", text
+            ),
+            "the caches hold 1,024 positions, the program is proved for 9 only",
+        ),
         (lambda text: text.replace("vector_lanes = 64", "vector_lanes = 0"), "vector_lanes"),
         (lambda text: text.replace("@linear {", "@nowhere {", 1), "@nowhere"),
     ],
@@ -271,7 +279,7 @@ def test_a_weight_is_written_in_blocks_and_proved(tmp_path, values, codebook, tr
 def test_a_weight_that_does_not_survive_is_an_error(tmp_path, values, monkeypatch):
     def damaged(*arguments):
         planes = encode_panels(*arguments)
-        planes.rest[-1, 3, 4] ^= 1
+        planes.low[-1, 3, 4] ^= 1
         return planes
 
     monkeypatch.setattr("speqc.weight_writer.encode_panels", damaged)

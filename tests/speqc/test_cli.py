@@ -11,7 +11,18 @@ from speqc.diagnostics import one_line
 from speqc.report import write_json
 from speqc.runtime.errors import CheckFailed, SpeqcError
 
-COMMANDS = ("compile", "demo", "inspect", "opt", "report", "run", "simulate", "targets")
+COMMANDS = (
+    "bench",
+    "compile",
+    "demo",
+    "eval",
+    "inspect",
+    "opt",
+    "report",
+    "run",
+    "simulate",
+    "targets",
+)
 
 
 def expect_error(result, *fragments: str, code: int = 2) -> None:
@@ -67,7 +78,7 @@ def test_unknown_commands_are_refused(invoke):
         (("run", "x.speq", "--prompt", "a", "--temperature", "inf"), "inf is not a finite number"),
         (("run", "x.speq", "--prompt", "a", "--exit-threshold", "nan"), "nan is not a finite"),
         (("simulate", "x.speq", "--acceptance", "nan"), "nan is not a finite number"),
-        (("simulate", "x.speq", "--new-tokens", "5"), "--prompt-length and --new-tokens"),
+        (("simulate", "llama-2-7b", "--new-tokens", "5"), "--prompt-length and --new-tokens"),
         (("simulate", "x.speq", "--replay", "r", "--acceptance", "1"), "exclude each other"),
         (("compile", "m.onnx", "--codebook", "best"), "'best' is not one of"),
         (("compile", "m.onnx", "--emit", "pe", "-o", "x"), "--emit prints"),

@@ -5,21 +5,18 @@ import pytest
 
 from speqc.artifact import load_artifact
 from speqc.compile import CompileOptions, compile_model
-from speqc.replay import Replay, read_replay
+from speqc.expected_rounds import (
+    acceptance_distribution,
+    mean_counts,
+    round_chances,
+)
+from speqc.phases import expected_passes, passes_of, phase_fields, run_sums
+from speqc.replay import read_replay
 from speqc.report import acceptance_fields, prompt_calls, round_calls, token_calls
 from speqc.runtime.calls import Call
 from speqc.runtime.decode import Round
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.program_timing import ProgramTimer
-from speqc.simulate import (
-    ACCEPTED,
-    BYTES,
-    CYCLES,
-    DRAFTED,
-    ROUNDS,
-    acceptance_distribution,
-    expected_sums,
-)
 from speqc.target_files import load_target
 
 
@@ -51,19 +48,25 @@ def outcomes(tokens: int, draft_length: int, acceptance: float):
 @pytest.mark.parametrize(("tokens", "draft_length"), [(2, 1), (5, 2), (5, 4)])
 def test_expectation_is_the_mean_over_all_courses(timer, tokens, draft_length):
     acceptance, prompt = 0.7, 20
-    run = Replay("autoregressive", prompt, tokens, (), None)
-    sums = expected_sums(timer, run, acceptance, draft_length, lambda: None)
-    expected = [0.0] * 5
+    chances = round_chances(tokens, acceptance, draft_length)
+    passes = expected_passes(prompt, chances)
+    counts = mean_counts(chances, acceptance)
+    found = run_sums(phase_fields(timer, passes).values())
+    expected = dict.fromkeys(("cycles", "dram_bytes", "energy_joules", "stall", "ideal"), 0.0)
+    means = [0.0] * 3
     courses = dict(outcomes(tokens, draft_length, acceptance))
     assert sum(courses.values()) == pytest.approx(1)
     for rounds, probability in courses.items():
-        cost = timer.total(round_calls(prompt, rounds))
-        expected[CYCLES] += probability * cost.cycles
-        expected[BYTES] += probability * cost.dram_bytes
-        expected[DRAFTED] += probability * sum(entry.drafted for entry in rounds)
-        expected[ACCEPTED] += probability * sum(entry.accepted for entry in rounds)
-        expected[ROUNDS] += probability * len(rounds)
-    assert sums == pytest.approx(expected)
+        calls = round_calls(prompt, rounds)
+        course = run_sums(phase_fields(timer, passes_of(calls, 0, verifies=True)).values())
+        assert course["cycles"] == timer.total(calls).cycles
+        for key in expected:
+            expected[key] += probability * course[key]
+        means[0] += probability * len(rounds)
+        means[1] += probability * sum(entry.drafted for entry in rounds)
+        means[2] += probability * sum(entry.accepted for entry in rounds)
+    assert {key: found[key] for key in expected} == pytest.approx(expected)
+    assert list(counts) == pytest.approx(means)
 
 
 def test_plain_decoding_is_timed_without_acceptance(invoke, kjv, timer):
@@ -100,7 +103,7 @@ def test_a_replay_takes_the_time_of_the_run(invoke, kjv, tmp_path):
         assert invoke("run", kjv, *arguments, "--json", file).exit_code == 0
         run = json.loads(file.read_text())
         replay = fields_of(invoke("simulate", kjv, "--replay", file, "--json", "-"))
-        same = run.keys() - {"token_ids", "text", "wall_seconds", "prompt_chunk"}
+        same = run.keys() - {"model", "token_ids", "text", "wall_seconds", "prompt_chunk"}
         assert {key: replay[key] for key in same} == {key: run[key] for key in same}
 
 

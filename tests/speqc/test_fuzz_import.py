@@ -1,5 +1,6 @@
 """Damaged models, and that the fuzzer sees what it looks for."""
 
+import os
 import subprocess
 import sys
 import time
@@ -14,13 +15,22 @@ CASES = 300
 
 
 @pytest.mark.parametrize("part", [0, 1])
-def test_damaged_models_are_compiled_or_refused(part):
+def test_damaged_models_are_compiled_or_refused(part, tmp_path):
     """`python tests/speqc/fuzz_import.py --seed 0 --case NUMBER` repeats one that is not."""
     half = CASES // 2
     fuzz = [sys.executable, Path(__file__).with_name("fuzz_import.py"), "--seed", "0"]
     chosen = ["--first", str(part * half), "--count", str(half), "--jobs", "1"]
-    # In a process of its own: workers inherit what earlier tests did to this one.
-    done = subprocess.run([*fuzz, *chosen], capture_output=True, text=True)
+    # In a process of its own: workers inherit what earlier tests did to this one. Its threads would
+    # take their stacks from the little address space that a worker has.
+    alone = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*fuzz, *chosen, "--keep", tmp_path],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env=os.environ | alone,
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 

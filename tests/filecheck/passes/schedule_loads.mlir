@@ -3,7 +3,7 @@
 
 // CONSUMERS: error: schedule-loads: pe.load_weight: a stream has one consumer, this one has 2
 
-#target = #pe.target<{name = "tiny", description = "four banks of 32 KiB", array_rows = 64 : i64, array_columns = 64 : i64, draft_lanes = 4 : i64, clock_hz = 500000000 : i64, dram_bytes_per_second = 51200000000 : i64, dram_burst_bytes = 64 : i64, dram_latency_ns = 100 : i64, weight_sram_bytes = 131072 : i64, weight_sram_banks = 4 : i64, activation_sram_bytes = 4096 : i64, vector_lanes = 64 : i64, mode_switch_cycles = 64 : i64, vector_latency_cycles = 8 : i64, dram_energy_picojoules_per_bit = 18.75 : f64}>
+#target = #pe.target<{name = "tiny", description = "four banks of 32 KiB", array_rows = 64 : i64, array_columns = 64 : i64, draft_lanes = 4 : i64, draft_mantissa_bits = 10 : i64, clock_hz = 500000000 : i64, dram_bytes_per_second = 51200000000 : i64, dram_burst_bytes = 64 : i64, dram_latency_ns = 100 : i64, weight_sram_bytes = 131072 : i64, weight_sram_banks = 4 : i64, activation_sram_bytes = 4096 : i64, vector_lanes = 64 : i64, mode_switch_cycles = 64 : i64, vector_latency_cycles = 8 : i64, dram_energy_picojoules_per_bit = 18.75 : f64, sram_energy_picojoules_per_bit = 0.43 : f64, array_full_energy_picojoules_per_multiply_add = 2.0 : f64, array_draft_energy_picojoules_per_multiply_add = 2.0 : f64, vector_energy_picojoules_per_operation = 4.6 : f64}>
 
 builtin.module attributes {onnx.opset = 20 : i64, speq.context = 128 : i64, pe.target = #target} {
 

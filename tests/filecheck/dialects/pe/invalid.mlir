@@ -10,7 +10,7 @@
 
 // -----
 
-// CHECK: Expected `draft`, or `full`.
+// CHECK: Expected `draft`, `wide8`, `wide12`, or `full`.
 pe.mode half
 
 // -----

@@ -10,13 +10,23 @@ speq.weight @w from "w" : tensor<64xf16> {digest = "sha256:00"}
 
 // -----
 
-// CHECK: group_size and shift need a codebook
+// CHECK: levels, group_size and shift need a codebook
 speq.weight @w from "w" : tensor<64x64xf16> {digest = "sha256:00", group_size = 64 : i64}
 
 // -----
 
 // CHECK: unknown codebook "nf4", expected one of sets, paper, naive
 speq.weight @w from "w" : tensor<64x64xf16> {digest = "sha256:00", codebook = "nf4", group_size = 64 : i64}
+
+// -----
+
+// CHECK: unknown levels "fp6", expected one of free, m2, m1, fp4, pow2
+speq.weight @w from "w" : tensor<64x64xf16> {digest = "sha256:00", codebook = "sets", levels = "fp6", group_size = 64 : i64}
+
+// -----
+
+// CHECK: levels are for the codebook sets, not "paper"
+speq.weight @w from "w" : tensor<64x64xf16> {digest = "sha256:00", codebook = "paper", levels = "m2", group_size = 64 : i64}
 
 // -----
 
@@ -30,6 +40,21 @@ speq.weight @w from "w" : tensor<64x64xf16> {digest = "sha256:00", codebook = "s
 
 // -----
 
+// CHECK: stored_bits must be from 1 to 15, got 16
+speq.weight @w from "w" : tensor<64x64xf16> {digest = "none", stored_bits = 16 : i64, group_size = 64 : i64}
+
+// -----
+
+// CHECK: a weight with stored_bits needs a positive group_size
+speq.weight @w from "w" : tensor<64x64xf16> {digest = "none", stored_bits = 8 : i64}
+
+// -----
+
+// CHECK: a weight with stored_bits has no codebook, levels, shift or kept
+speq.weight @w from "w" : tensor<64x64xf16> {digest = "none", stored_bits = 8 : i64, group_size = 64 : i64, codebook = "sets"}
+
+// -----
+
 // CHECK: heads must be positive, got 0
 speq.cache @c {heads = 0 : i64, key_dim = 16 : i64, value_dim = 16 : i64, element_type = f16}
 
@@ -40,7 +65,7 @@ speq.cache @c {heads = 1 : i64, key_dim = 16 : i64, value_dim = 16 : i64, elemen
 
 // -----
 
-// CHECK: Expected `draft`, or `full`.
+// CHECK: Expected `draft`, `wide8`, `wide12`, or `full`.
 %v = speq.view @w : !speq.view<64x64, quarter>
 
 // -----
@@ -275,3 +300,15 @@ speq.weight @w from "w" : tensor<64x64xf16> {digest = "none", zeros = 3 : i64}
 
 // CHECK: digest must be 'none' or start with 'sha256:', got '00'
 speq.weight @w from "w" : tensor<64x64xf16> {digest = "00"}
+
+// -----
+
+// CHECK: expected pairs of tokens [..., ?, ?], got [2, ?, 4]
+%scores = "test.op"() : () -> tensor<2x?x4xf16>
+%shares = speq.causal_softmax %scores : tensor<2x?x4xf16>
+
+// -----
+
+// CHECK: rows must have shape [..., ?, N], got [2, 4, ?]
+%weights, %rows = "test.op"() : () -> (tensor<2x?x?xf16>, tensor<2x4x?xf16>)
+%sums = speq.causal_matmul %weights, %rows : (tensor<2x?x?xf16>, tensor<2x4x?xf16>) -> tensor<2x?x4xf16>

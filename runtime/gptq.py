@@ -1,0 +1,405 @@
+"""Codes and scales of a weight chosen for its layer's output: GPTQ inside the allowed codes.
+
+A weight's exponent and mantissa are stored whatever its draft code is, so the code may be any that
+owns the exponent. Rows are settled one after another, each taking the allowed level nearest to its
+weight plus its share of the errors before it (GPTQ); the scales of a column are refitted together;
+then codes and scales improve in turns. A column that does not gain keeps its nearest codes.
+
+All is done on panels of 64 columns, and no column knows of another: the bits do not depend on how
+a weight is cut into panels, nor on the threads that work on them.
+"""
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from speqc.runtime.bsfp import BLOCK, Encoded, draft_patterns, encode_block, row_weights
+from speqc.runtime.codebook import CodeBook, scale_class
+from speqc.runtime.matmul import matmul_full
+from speqc.runtime.moments import Metric
+
+_jit = numba.njit(cache=True, nogil=True, error_model="numpy")
+
+ROUNDS = 2
+"""Times that scales and then codes are improved in turns."""
+
+_STRIPE = 32
+"""Rows between two products with the errors so far."""
+
+_RIDGE = 1e-6
+"""Part of the mean diagonal that keeps a refit of scales solvable."""
+
+_INFINITY = np.uint16(0x7C00)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Encoded columns, and for each the sum of squared errors of the layer's output, float64[N].
+
+    `before`: with what `bsfp.encode` chooses without any data; `after`: with what was chosen here;
+    `power`: of the output itself. All in units of the inputs' mean power; 0 where a column has Inf
+    or NaN.
+    """
+
+    encoded: Encoded
+    before: NDArray[np.float64]
+    after: NDArray[np.float64]
+    power: NDArray[np.float64]
+
+
+def choose(
+    bits: NDArray[np.uint16],
+    book: CodeBook,
+    group_size: int,
+    shift: int,
+    metric: Metric,
+    rounds: int = ROUNDS,
+) -> Chosen:
+    """Encode uint16[K, N] as `choose_block` does, 64 columns at a time; the result has N."""
+    parts = [
+        choose_block(bits[:, start : start + BLOCK], book, group_size, shift, metric, rounds)
+        for start in range(0, bits.shape[1], BLOCK)
+    ]
+    n = bits.shape[1]
+    codes, rest, scales = (
+        np.concatenate(arrays, axis=1)[:, :n]
+        for arrays in zip(*(_arrays(part.encoded) for part in parts), strict=True)
+    )
+    return Chosen(
+        Encoded(codes, rest, scales, group_size),
+        np.concatenate([part.before for part in parts])[:n],
+        np.concatenate([part.after for part in parts])[:n],
+        np.concatenate([part.power for part in parts])[:n],
+    )
+
+
+def choose_block(
+    bits: NDArray[np.uint16],
+    book: CodeBook,
+    group_size: int,
+    shift: int,
+    metric: Metric,
+    rounds: int = ROUNDS,
+) -> Chosen:
+    """Encode at most 64 columns for a small error of the layer's output.
+
+    No column's error is larger than that of `bsfp.encode` without importance, as far as FP32 can
+    tell. A column with Inf or NaN keeps what that chooses.
+
+    Args:
+        bits, book, group_size, shift: as in `bsfp.encode_block`, whose result this has.
+        metric: of the layer's input, as wide as the block is deep.
+        rounds: times that scales and then codes are improved in turns.
+
+    Raises:
+        SpeqcError: as `bsfp.encode`.
+    """
+    panel = _Panel(bits, book, group_size, shift, metric)
+    plain = panel.nearest(None)
+    before = panel.loss(panel.errors_of(plain))
+    best, least = plain, before.copy()
+
+    def keep(found: Encoded) -> None:
+        loss = panel.loss(panel.errors_of(found))
+        better = loss < least
+        least[better] = loss[better]
+        for kept, new in zip(_arrays(best), _arrays(found), strict=True):
+            kept[:, better] = new[:, better]
+
+    keep(panel.nearest(metric.importance))
+    panel.start(best)
+    panel.settle()
+    panel.refit(keep_codes=False)
+    panel.settle()
+    for _ in range(rounds):
+        panel.refit(keep_codes=True)
+        panel.descend()
+    panel.refit(keep_codes=True)
+    keep(panel.encoded())
+    return Chosen(best, before, least, panel.loss(panel.weights))
+
+
+def _arrays(encoded: Encoded) -> tuple[NDArray, NDArray, NDArray]:
+    return encoded.codes, encoded.rest, encoded.scales
+
+
+class _Panel:
+    """Columns of a weight while their codes and scales are chosen.
+
+    Attributes:
+        weights: float32[K, 64], 0 in columns with Inf or NaN. `errors`: weights less draft.
+        fields: uint8[K, 64], exponents as they are stored.
+        codes: uint8[K, 64]; patterns: uint16[G, 64], bits of the scales.
+    """
+
+    def __init__(
+        self,
+        bits: NDArray[np.uint16],
+        book: CodeBook,
+        group_size: int,
+        shift: int,
+        metric: Metric,
+    ):
+        self.book, self.size, self.shift, self.metric = book, group_size, shift, metric
+        self.source = bits
+        self.columns = bits.shape[1]
+        self.bits = np.zeros((len(bits), BLOCK), np.uint16)
+        self.bits[:, : self.columns] = bits
+        finite = (self.bits & _INFINITY != _INFINITY).all(axis=0)
+        self.weights = np.where(finite, self.bits, 0).view(np.float16).astype(np.float32)
+        self.finite = finite
+        self.fields = np.maximum((self.bits >> 10 & 31).astype(np.int16) - shift, 0).astype(
+            np.uint8
+        )
+        self.levels = tuple(book.levels.astype(np.float32))
+
+    def nearest(self, importance: NDArray[np.float32] | None) -> Encoded:
+        """The panel with the nearest codes."""
+        weights = row_weights(importance, len(self.bits))
+        return encode_block(self.source, self.book, self.size, self.shift, weights)
+
+    def errors_of(self, encoded: Encoded) -> NDArray[np.float32]:
+        """Weights less draft values, float32[K, 64]."""
+        levels = draft_patterns(self.book)[encoded.codes].view(np.float16).astype(np.float32)
+        scales = np.abs(encoded.scales).astype(np.float32).repeat(self.size, axis=0)
+        draft = levels * scales[: len(levels)]
+        return np.where(self.finite, self.weights - draft, np.float32(0))
+
+    def loss(self, errors: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Squared error of the layer's output for each column, float64[64]."""
+        exact = errors.astype(np.float64)
+        damped = np.sum(exact * self._times(self.metric.moments, errors), axis=0)
+        return np.maximum(damped - self.metric.damping * np.sum(exact * exact, axis=0), 0)
+
+    def _times(self, matrix: NDArray[np.float32], panel: NDArray[np.float32]) -> NDArray:
+        return matmul_full(matrix, np.ascontiguousarray(panel)[None], BLOCK, np.float32)
+
+    def start(self, encoded: Encoded) -> None:
+        """Begin with these codes and scales."""
+        self.codes = encoded.codes & np.uint8(7)
+        self.patterns = encoded.scales.view(np.uint16).copy()
+        self.errors = self.errors_of(encoded)
+
+    def settle(self) -> None:
+        """Choose all codes anew, each with its share of the errors before it."""
+        self._sweep(self.metric.feedback, causal=True)
+
+    def descend(self) -> None:
+        """Choose each code anew with all others as they are: no step makes the output worse."""
+        self._sweep(self.metric.descent, causal=False)
+
+    def _sweep(self, coupling: NDArray[np.float32], *, causal: bool) -> None:
+        """Visit rows in the metric's order: each takes the level nearest to its weight plus its
+        row of `coupling` times the errors; those of later rows count unless `causal`.
+        """
+        if not self.book.scale_indexed:
+            return
+        order = self.metric.order
+        errors = np.ascontiguousarray(self.errors[order])
+        magnitudes = np.abs(self.patterns.view(np.float16)).astype(np.float32)
+        scales = (self.patterns, magnitudes, self.size)
+        for first in range(0, len(order), _STRIPE):
+            stop = min(first + _STRIPE, len(order))
+            reach = first if causal else len(order)
+            if causal:
+                errors[first:stop] = 0
+            target = self.weights[order[first:stop]]
+            if reach:
+                rows = np.ascontiguousarray(coupling[first:stop, :reach])
+                target += self._times(rows, errors[:reach])
+            _choose_rows(
+                order[first:stop],
+                target,
+                np.ascontiguousarray(coupling[first:stop, first:stop]),
+                self.weights,
+                self.fields,
+                *scales,
+                self.levels,
+                self.book.allowed,
+                self.codes,
+                errors[first:stop],
+            )
+        self.errors = np.empty_like(errors)
+        self.errors[order] = np.where(self.finite, errors, np.float32(0))
+
+    def refit(self, *, keep_codes: bool) -> None:
+        """Give all scales of a column their joint least squares, as far as tables allow.
+
+        With `keep_codes` a scale may move only to where the codes of its group stay allowed, else
+        to where some table holds the group: the codes are then to be chosen anew.
+        """
+        drafts = self._signed_levels()
+        scales = np.abs(self.patterns.view(np.float16)).astype(np.float64)
+        wanted = scales + self._scale_steps(drafts)
+        rounded = np.clip(np.where(self.finite, wanted, scales), 0, 65504).astype(np.float16)
+        _move_scales(
+            rounded.view(np.uint16),
+            self.fields,
+            self.codes,
+            self.size,
+            self.book.allowed,
+            keep_codes,
+            self.patterns,
+        )
+        self.errors = self.errors_of(self.encoded())
+
+    def _signed_levels(self) -> NDArray[np.float32]:
+        """Draft values before scaling, float32[K, 64]."""
+        nibbles = self.codes | (self.bits >> 15 << 3).astype(np.uint8)
+        return draft_patterns(self.book)[nibbles].view(np.float16).astype(np.float32)
+
+    def _scale_steps(self, drafts: NDArray[np.float32]) -> NDArray[np.float64]:
+        """What to add to the scales for the least squared error of the output, float64[G, 64]."""
+        h = self.metric.moments
+        groups, size = len(self.patterns), self.size
+        normal = np.zeros((groups, groups, BLOCK))
+        for group in range(groups):
+            start, stop = group * size, (group + 1) * size
+            columns = np.ascontiguousarray(h[start:, start:stop])
+            spread = drafts[start:] * self._times(columns, drafts[start:stop])
+            normal[group:, group] = _group_sums(spread, size)
+        slope = _group_sums(drafts * self._times(h, self.errors), size)
+        _solve(normal, slope)
+        return slope
+
+    def encoded(self) -> Encoded:
+        """The panel as it stands, with zeros in the columns beyond the weight's."""
+        rows = len(self.bits)
+        classes = scale_class(self.patterns).repeat(self.size, axis=0)[:rows]
+        slots = self.book.slots[classes, self.codes, self.fields].astype(np.uint16)
+        codes = self.codes | (self.bits >> 15 << 3).astype(np.uint8)
+        rest = (slots << np.uint16(10)) | (self.bits & np.uint16(1023))
+        scales = self.patterns.copy()
+        for part in (codes, rest, scales):
+            part[:, self.columns :] = 0
+        return Encoded(codes, rest, scales.view(np.float16), self.size)
+
+
+def _group_sums(values: NDArray[np.float32], size: int) -> NDArray[np.float64]:
+    """Sums of float32[K, 64] over the rows of each group, float64[G, 64]."""
+    return np.add.reduceat(values.astype(np.float64), np.arange(0, len(values), size), axis=0)
+
+
+@_jit
+def _solve(normal, right):
+    """Solve normal[G, G, 64] x = right[G, 64] column by column into `right`.
+
+    The lower triangles hold symmetric matrices, positive definite once a ridge is added.
+    """
+    size = normal.shape[0]
+    for n in range(right.shape[1]):
+        ridge = 0.0
+        for i in range(size):
+            ridge += normal[i, i, n]
+        ridge = max(ridge / size * _RIDGE, 1e-300)
+        for j in range(size):
+            normal[j, j, n] += ridge
+            for i in range(j, size):
+                for k in range(j):
+                    normal[i, j, n] -= normal[i, k, n] * normal[j, k, n]
+                if i == j:
+                    normal[j, j, n] = np.sqrt(max(normal[j, j, n], ridge))
+                else:
+                    normal[i, j, n] /= normal[j, j, n]
+        for i in range(size):
+            for k in range(i):
+                right[i, n] -= normal[i, k, n] * right[k, n]
+            right[i, n] /= normal[i, i, n]
+        for i in range(size - 1, -1, -1):
+            for k in range(i + 1, size):
+                right[i, n] -= normal[k, i, n] * right[k, n]
+            right[i, n] /= normal[i, i, n]
+
+
+@_jit
+def _move_scales(rounded, fields, codes, size, allowed, keep_codes, patterns):
+    """Set scales to those wanted, or to the nearest of their class that serves their group.
+
+    First with the table of the same kind, then with the other kind's, then at the end of the old
+    class, which always serves. Scales that would not be positive stay.
+    """
+    for group in range(rounded.shape[0]):
+        rows = slice(group * size, (group + 1) * size)
+        for n in range(rounded.shape[1]):
+            old = patterns[group, n]
+            if rounded[group, n] == 0 or old & 0x7FFF == 0:
+                continue
+            same = rounded[group, n] | (old & np.uint16(0x8000))
+            other = same ^ np.uint16(0x8000)
+            if _serves(allowed[same >> 9], fields[rows, n], codes[rows, n], keep_codes):
+                patterns[group, n] = same
+            elif _serves(allowed[other >> 9], fields[rows, n], codes[rows, n], keep_codes):
+                patterns[group, n] = other
+            else:
+                first = old & np.uint16(0xFE00)
+                patterns[group, n] = min(max(same, first), first | np.uint16(0x01FF))
+
+
+@_jit
+def _serves(allowed, fields, codes, keep_codes):
+    """Whether a class has a code for every exponent of a group, or the very codes in use."""
+    for k in range(fields.size):
+        owners = allowed[fields[k]]
+        if owners == 0 or (keep_codes and owners >> codes[k] & 1 == 0):
+            return False
+    return True
+
+
+@_jit
+def _choose_rows(
+    order,
+    target,
+    coupling,
+    weights,
+    fields,
+    patterns,
+    magnitudes,
+    size,
+    levels,
+    allowed,
+    codes,
+    errors,
+):
+    """Give each row of a stripe the level nearest to its target, and pass its new error on.
+
+    `target` float32[rows, 64] counts the errors float32[rows, 64] as they come in; `coupling`
+    float32[rows, rows] says how much of a change of an error goes to the rows after it.
+    """
+    mask = np.empty(BLOCK, np.int32)
+    unit = np.empty(BLOCK, np.float32)
+    scale = np.empty(BLOCK, np.float32)
+    sign = np.empty(BLOCK, np.float32)
+    nearest = np.empty(BLOCK, np.float32)
+    level = np.empty(BLOCK, np.float32)
+    code = np.empty(BLOCK, np.int32)
+    for j in range(order.size):
+        row = order[j]
+        group = row // size
+        for n in range(BLOCK):
+            mask[n] = allowed[patterns[group, n] >> 9, fields[row, n]]
+        for n in range(BLOCK):
+            scale[n] = magnitudes[group, n]
+            sign[n] = np.copysign(np.float32(1), weights[row, n])
+            unit[n] = target[j, n] * sign[n] / scale[n] if scale[n] > 0 else np.float32(0)
+            nearest[n] = np.inf
+            level[n] = 0
+            code[n] = 0
+        for c in range(8):
+            for n in range(BLOCK):
+                away = abs(unit[n] - levels[c])
+                if mask[n] >> c & 1 and away < nearest[n]:
+                    nearest[n] = away
+                    level[n] = levels[c]
+                    code[n] = c
+        for n in range(BLOCK):
+            codes[row, n] = code[n]
+            error = weights[row, n] - sign[n] * level[n] * scale[n]
+            # What is passed on is the change.
+            unit[n] = error - errors[j, n]
+            errors[j, n] = error
+        for i in range(j + 1, order.size):
+            factor = coupling[i, j]
+            for n in range(BLOCK):
+                target[i, n] += factor * unit[n]

@@ -1,0 +1,89 @@
+"""Text that a model writes itself: samples of its own distribution, many sequences at once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speqc.dialects.speq import FULL
+from speqc.runtime.execute import Observer
+from speqc.runtime.lockstep import Branch, Lockstep
+from speqc.runtime.norms import softmax
+
+AT_ONCE = 32
+"""Sequences that are written together."""
+
+
+@dataclass
+class _Writing:
+    """A sequence in the making: all its tokens, and those that the model has still to read."""
+
+    tokens: list[int]
+    branch: Branch
+    random: np.random.Generator
+    unread: list[int] = field(default_factory=list)
+
+
+def write_text(
+    lockstep: Lockstep,
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+    length: int,
+    *,
+    seed: int = 0,
+    stop_tokens: frozenset[int] = frozenset(),
+    observe: Observer | None = None,
+    after_pass: Callable[[int], None] | None = None,
+) -> list[list[int]]:
+    """Continue the prompts, over and over, until the model has read `tokens` tokens, about.
+
+    A sequence ends with a stop token or at `length` tokens, its prompt included; then the next
+    prompt has its turn. Tokens are drawn at temperature 1 from the whole vocabulary. Each sequence
+    has random numbers of its own, so that its text depends on `seed`, its number and the model
+    alone. `observe` sees every operation, and `after_pass` how many rows each pass had.
+
+    Prompts must not be empty, and shorter than `length`.
+    """
+    waiting = _sequences(lockstep, prompts, seed)
+    running = [next(waiting) for _ in range(AT_ONCE)]
+    finished: list[list[int]] = []
+    read = 0
+    while running:
+        rows = [writing.unread for writing in running]
+        logits = lockstep.call(FULL, [writing.branch for writing in running], rows, observe)
+        count = sum(map(len, rows))
+        read += count
+        if after_pass is not None:
+            after_pass(count)
+        still = []
+        for writing, found in zip(running, logits, strict=True):
+            token = _draw(found[-1], writing.random)
+            writing.tokens.append(token)
+            writing.unread = [token]
+            if token in stop_tokens or len(writing.tokens) >= length or read >= tokens:
+                finished.append(writing.tokens)
+            else:
+                still.append(writing)
+        while read < tokens and len(still) < AT_ONCE:
+            still.append(next(waiting))
+        running = still
+    return finished
+
+
+def _sequences(
+    lockstep: Lockstep, prompts: Sequence[Sequence[int]], seed: int
+) -> Iterator[_Writing]:
+    number = 0
+    while True:
+        prompt = list(prompts[number % len(prompts)])
+        random = np.random.default_rng((seed, number))
+        yield _Writing(prompt, lockstep.branch(), random, list(prompt))
+        number += 1
+
+
+def _draw(row: NDArray, random: np.random.Generator) -> int:
+    """A token drawn from the softmax of a row of logits [V]."""
+    cumulated = np.cumsum(softmax(row[None].astype(np.float32))[0], dtype=np.float64)
+    place = np.searchsorted(cumulated, random.random() * cumulated[-1], side="right")
+    return int(min(place, len(cumulated) - 1))

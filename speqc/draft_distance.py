@@ -1,0 +1,166 @@
+"""How far a draft is from its full model, on text of the model's own: a few hundred positions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from xdsl.dialects.builtin import ModuleOp
+from xdsl.dialects.func import FuncOp
+
+from speqc.calibration_text import CalibrationText
+from speqc.dialects.speq import FULL, View
+from speqc.recording import compare_rows
+from speqc.runtime.bsfp import for_each
+from speqc.runtime.errors import SpeqcError
+from speqc.runtime.lockstep import Branch, Lockstep
+from speqc.runtime.machine import Machine
+from speqc.runtime.weights import Weight, WeightFile
+
+TEXTS = 32
+"""Texts that are measured on, at most."""
+
+POSITIONS = 12
+"""Positions at the end of each text."""
+
+PREFIX = 48
+"""Tokens in front of them, at most, in text that is read."""
+
+BLOCK = 4
+"""Positions that are drafted one behind the other, as in a round that has accepted all so far."""
+
+
+@dataclass(frozen=True)
+class Distance:
+    """Figures of a draft over all positions.
+
+    Attributes:
+        kl: divergence of its distribution from the full model's, in nats, for each position.
+        agreement: share of positions where both have the same likeliest token.
+        overlap: mean of sum min(p, q) over the vocabulary.
+    """
+
+    kl: NDArray[np.float64]
+    agreement: float
+    overlap: float
+
+
+@dataclass
+class _Text:
+    """The full model's caches behind a text, its last tokens, and the logits behind each."""
+
+    branch: Branch
+    tokens: list[int]
+    rows: list[NDArray]
+
+
+class Positions:
+    """Positions to compare drafts at, all with the full model's caches and logits."""
+
+    def __init__(
+        self,
+        program: ModuleOp,
+        file: WeightFile,
+        text: CalibrationText,
+        stop_tokens: frozenset[int],
+    ):
+        """Run the full model over the text, or have it continue prompts greedily.
+
+        Raises SpeqcError where a model that recomputes its prefix would have to write.
+        """
+        self._file = file
+        self._machine = machine = Machine(program, file)
+        self._lockstep = Lockstep(machine)
+        texts = _spread(text.texts)
+        if not text.written:
+            found = self._read(texts)
+        elif machine.recomputes:
+            raise SpeqcError(
+                "--draft-views auto: a model that recomputes its prefix writes too slowly: give "
+                "a text file, or token ids, as --calibration"
+            )
+        else:
+            found = self._write(texts, text.length, stop_tokens)
+        self._blocks = [block for text in found for block in self._cut(text)]
+
+    def __len__(self) -> int:
+        return sum(len(block.tokens) for block in self._blocks)
+
+    def distance(self, step: FuncOp, changed: Mapping[str, View]) -> Distance:
+        """Run a step from every position, and compare it with the full model.
+
+        `changed` names weights whose view is decoded for this alone.
+        """
+        machine = self._machine
+        own = {name: Weight(machine.weights[name].declaration, self._file) for name in changed}
+        machine.add_step(step, {**machine.weights, **own})
+        branches = [block.branch for block in self._blocks]
+        lengths = [branch.length for branch in branches]
+        tokens = [block.tokens for block in self._blocks]
+        logits = self._lockstep.call(step.sym_name.data, branches, tokens)
+        for branch, length in zip(branches, lengths, strict=True):
+            branch.truncate(length)
+        return self._compare([row for rows in logits for row in rows])
+
+    def _compare(self, rows: list[NDArray]) -> Distance:
+        full = [row for block in self._blocks for row in block.rows]
+        found = np.zeros((len(full), 3))
+
+        def compare(place: int) -> None:
+            overlap, kl = compare_rows(full[place], rows[place])
+            found[place] = kl, full[place].argmax() == rows[place].argmax(), overlap
+
+        for_each(range(len(full)), compare)
+        kl, agreement, overlap = found.T
+        return Distance(kl, float(agreement.mean()), float(overlap.mean()))
+
+    def _read(self, texts: Sequence[Sequence[int]]) -> list[_Text]:
+        pieces = [list(text[: PREFIX + POSITIONS]) for text in texts]
+        ends = [piece[-POSITIONS:] for piece in pieces]
+        branches = [self._lockstep.branch() for _ in pieces]
+        heads = [piece[:-POSITIONS] for piece in pieces]
+        self._lockstep.prefill(branches, heads)
+        rows = self._lockstep.call(FULL, branches, ends)
+        return [
+            _Text(branch, end, [*own]) for branch, end, own in zip(branches, ends, rows, strict=True)
+        ]
+
+    def _write(
+        self, prompts: Sequence[Sequence[int]], length: int, stop_tokens: frozenset[int]
+    ) -> list[_Text]:
+        prompts = [prompt[: max(1, length - POSITIONS)] for prompt in prompts]
+        found = [_Text(self._lockstep.branch(), [], []) for _ in prompts]
+        heads = [prompt[:-1] for prompt in prompts]
+        self._lockstep.prefill([text.branch for text in found], heads)
+        running, last = found, [prompt[-1] for prompt in prompts]
+        for _ in range(POSITIONS):
+            logits = self._lockstep.call(FULL, [t.branch for t in running], [[t] for t in last])
+            for text, token, row in zip(running, last, logits, strict=True):
+                text.tokens.append(token)
+                text.rows.append(row[-1].copy())
+            last = [int(text.rows[-1].argmax()) for text in running]
+            going = [place for place, token in enumerate(last) if token not in stop_tokens]
+            running, last = [running[i] for i in going], [last[i] for i in going]
+            if not running:
+                break
+        return found
+
+    def _cut(self, text: _Text) -> list[_Text]:
+        """Its positions in blocks, each behind caches of its own."""
+        count = len(text.tokens)
+        start = text.branch.length - count
+        size = count if self._machine.recomputes else BLOCK
+        return [
+            _Text(
+                text.branch.fork(start + place, size),
+                text.tokens[place : place + size],
+                text.rows[place : place + size],
+            )
+            for place in range(0, count, size)
+        ]
+
+
+def _spread(texts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """At most so many of the texts, evenly spread."""
+    places = np.linspace(0, len(texts) - 1, min(TEXTS, len(texts))).round().astype(int)
+    return [texts[place] for place in places.tolist()]

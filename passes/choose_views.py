@@ -47,8 +47,17 @@ class ChooseViewsPass(ModulePass):
         if not assignments:
             return
         draft = find_function(op, DRAFT)
-        weights = {w.sym_name.data: w for w in op.ops if isinstance(w, WeightOp)}
-        set_views(draft, assign_views(assignments, _names(draft, weights)))
+        set_views(draft, assign_views(assignments, _names(draft, _weights(op))))
+
+
+def split_places(module: ModuleOp) -> dict[str, str]:
+    """The place (see `weight_places`) of each weight whose view a draft step can choose."""
+    names = _names(find_function(module, DRAFT), _weights(module))
+    return {weight: place for weight, (*_, place) in names.items()}
+
+
+def _weights(module: ModuleOp) -> dict[str, WeightOp]:
+    return {op.sym_name.data: op for op in module.ops if isinstance(op, WeightOp)}
 
 
 def parse_views(text: str) -> list[tuple[str, View]]:

@@ -9,11 +9,18 @@ greedily: steps along each weight's own frontier, the largest gain for a cycle f
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from math import ceil
+
+import numpy as np
+from numpy.typing import NDArray
 
 from speqc.dialects.speq import View, WeightOp
 from speqc.runtime import costs
 from speqc.runtime.target import Target
 from speqc.runtime.weight_traffic import weight_traffic
+
+CELLS = 10_000
+"""Steps in which `most_gain_within` counts bits."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +117,35 @@ def trade_off(
         gain, cycles, bits = gain + step.gain, cycles + step.cycles, bits + step.bits
         points.append(_point(base, views, gain, cycles, bits))
     return points
+
+
+def most_gain_within(options: Mapping[str, Sequence[Option]], bits: float) -> dict[str, View]:
+    """Of all sets of views that read at most so many bits more, the one of the highest gain.
+
+    Exact but for the grid of 10,000 cells on which bits are counted, each option's rounded up.
+    """
+    unit = max(bits, 1) / CELLS
+    best = np.zeros(CELLS + 1)
+    taken: list[NDArray[np.int64]] = []
+    for own in options.values():
+        before, choice = best, np.full(CELLS + 1, -1)
+        best = before.copy()
+        for number, option in enumerate(own):
+            size = ceil(option.bits / unit)
+            if size > CELLS:
+                continue
+            gains = before[: CELLS + 1 - size] + option.gain
+            better = np.flatnonzero(gains > best[size:]) + size
+            best[better], choice[better] = gains[better - size], number
+        taken.append(choice)
+    views: dict[str, View] = {}
+    room = CELLS
+    for (weight, own), choice in reversed(list(zip(options.items(), taken, strict=True))):
+        if choice[room] >= 0:
+            option = own[choice[room]]
+            views[weight] = option.view
+            room -= ceil(option.bits / unit)
+    return views
 
 
 def best_point(points: Iterable[Point]) -> Point:

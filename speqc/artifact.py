@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,9 @@ PROGRAM, WEIGHTS, TOKENIZER, MANIFEST = (
     "tokenizer.json",
     "manifest.json",
 )
+
+VIEW_CHOICE = "view_choice"
+"""What the manifest calls the facts on draft views that were chosen by measurement."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,21 @@ class Origin:
     tokenizer: Path | None = None
 
 
+@dataclass(frozen=True)
+class ChosenProgram:
+    """A program that was chosen once its weights were known.
+
+    Attributes:
+        program: a `pe` program.
+        options: those that would have led to it at once; None stands for none.
+        facts: what the manifest says of the choice.
+    """
+
+    program: ModuleOp
+    options: Mapping[str, Any]
+    facts: Mapping[str, Any]
+
+
 def check_destination(path: Path) -> None:
     """Raise SpeqcError unless `path` is free for an artifact, or holds one that may go."""
     check_place(path, is_artifact, "speqc artifact")
@@ -127,24 +145,35 @@ def write_artifact(
     origin: Origin,
     advance: Callable[[int], None],
     calibration: Calibration | None = None,
+    choose: Callable[[Path], ChosenProgram] | None = None,
 ) -> None:
     """Write a `pe` program with its weights; the same input gives the same bytes.
 
     A program whose tensors have no bytes gives an artifact without weights. `advance` and
-    `calibration` as in `weight_writer.write_weights`. Leaves nothing behind where it raises.
+    `calibration` as in `weight_writer.write_weights`. `choose` is given the file of the weights
+    when they are written, and says which program, with the same weights, is to read them. Leaves
+    nothing behind where it raises.
     """
     check_destination(path)
     with folder_in_the_making(path) as folder:
-        (folder / PROGRAM).write_text(print_module(program), encoding="utf-8")
-        proved = None
+        proved, found = None, {}
         if has_bytes(program):
             proved = write_weights(folder / WEIGHTS, program, tensors, advance, calibration)
+            if choose is not None:
+                chosen = choose(folder / WEIGHTS)
+                program, found = chosen.program, {VIEW_CHOICE: chosen.facts}
+                origin = replace(origin, options=_given({**origin.options, **chosen.options}))
+        (folder / PROGRAM).write_text(print_module(program), encoding="utf-8")
         if origin.tokenizer is not None:
             shutil.copyfile(origin.tokenizer, folder / TOKENIZER)
         facts = None if calibration is None else calibration.facts()
-        manifest = _manifest(program, origin, proved, facts, folder)
+        manifest = _manifest(program, origin, proved, facts, folder) | found
         text = json.dumps(manifest, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _manifest(

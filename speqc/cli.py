@@ -141,9 +141,15 @@ def main() -> None:
 )
 @click.option(
     "--draft-views",
-    metavar="PATTERN=BITS,...",
+    metavar="PATTERN=BITS,...|auto",
     default="",
-    help="Weights that drafts read in 8, 12 or 16 bits, as head=12,layers.20-29.down=8.",
+    help="Weights that drafts read in 8, 12 or 16 bits, as head=12,layers.20-29.down=8; auto: "
+    "those that make it fastest.",
+)
+@click.option(
+    "--max-draft-bits",
+    type=FiniteRange(min=0),
+    help="With --draft-views auto: instead the nearest draft within so many bits of a weight.",
 )
 @click.option("--tokenizer", type=FILE, help="Default: the tokenizer.json beside the model.")
 @click.option(
@@ -188,6 +194,7 @@ def compile_command(
     levels: str | None,
     group_size: int | None,
     draft_views: str,
+    max_draft_bits: float | None,
     tokenizer: Path | None,
     context: int | None,
     allow_fp32_to_fp16: bool,
@@ -201,6 +208,12 @@ def compile_command(
     """Compile MODEL, an ONNX file, into an artifact."""
     if emit is not None and output is not None:
         raise click.UsageError("--emit prints to standard output and writes no artifact")
+    if emit is not None and draft_views == "auto":
+        raise click.UsageError("--draft-views auto measures with weights: leave out --emit")
+    if max_draft_bits is not None and draft_views != "auto":
+        raise click.UsageError("--max-draft-bits needs --draft-views auto")
+    if no_weights and draft_views == "auto":
+        raise click.UsageError("--draft-views auto measures with weights: leave out --no-weights")
     if emit is not None and calibration is not None:
         raise click.UsageError("--emit prints IR, which holds no codes: leave out --calibration")
     if calibration_tokens is not None and calibration is None:
@@ -227,6 +240,7 @@ def compile_command(
         weights=not no_weights,
         levels=levels,
         draft_views=draft_views,
+        max_draft_bits=max_draft_bits,
         calibration=calibration,
         calibration_tokens=calibration_tokens,
         baseline=None if baseline is None else load_baseline(baseline),

@@ -2,9 +2,10 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from xdsl.passes import ModulePass
 from xdsl.utils.exceptions import VerifyException
 
 from speqc.artifact import Origin, check_destination, write_artifact
+from speqc.auto_views import AUTO
 from speqc.baseline_files import Baseline
 from speqc.calibrate import Calibration, calibrated, vocabulary
 from speqc.calibration_report import calibration_lines
-from speqc.calibration_text import SELF, read_calibration
+from speqc.calibration_text import SELF, CalibrationText, read_calibration
 from speqc.calibration_text import TOKENS as CALIBRATION_TOKENS
+from speqc.compile_views import AutoViews
 from speqc.diagnostics import note, progress, recompute_note
 from speqc.dialects.speq import FULL, WeightOp
 from speqc.dump_ir import IrDump, print_module
@@ -41,6 +44,7 @@ from speqc.runtime.routing import Router, routers
 from speqc.runtime.target import Target
 from speqc.runtime.tensor_references import has_bytes
 from speqc.text import load_tokenizer
+from speqc.view_report import view_choice_lines
 from speqc.weight_writer import count_blocks, split_values
 
 DEFAULT_CONTEXT = 2048
@@ -55,6 +59,9 @@ RAISED = "speq"
 
 RECOMPUTE = "recompute-prefix"
 """The pass that takes the place of `raise-attention` in models that get no caches."""
+
+CHOOSE_VIEWS = "choose-views"
+"""The pass that sets views, behind which `--draft-views auto` has a program lowered again."""
 
 VERIFY = "verify-"
 """What names of legality checks begin with; the structure of the IR is checked before each."""
@@ -88,9 +95,14 @@ class CompileOptions:
     calibration: str | None = None
     calibration_tokens: int | None = None
     draft_views: str = ""
+    max_draft_bits: float | None = None
 
     def __post_init__(self):
         check_codebook(self.codebook, self.levels)
+        if self.draft_views == AUTO and not self.weights:
+            raise SpeqcError("--draft-views auto measures drafts: leave out --no-weights")
+        if self.max_draft_bits is not None and self.draft_views != AUTO:
+            raise SpeqcError("--max-draft-bits limits what --draft-views auto chooses: add that")
         if self.calibration is not None and not self.weights:
             raise SpeqcError("--calibration chooses codes for weights: leave out --no-weights")
         if self.group_size is not None and self.group_size < 1:
@@ -114,7 +126,8 @@ class CompileOptions:
         if self.levels is not None:
             split["levels"] = self.levels
         if self.baseline is None:
-            return {"split-weights": split, "choose-views": {"draft-views": self.draft_views}}
+            views = "" if self.draft_views == AUTO else self.draft_views
+            return {"split-weights": split, CHOOSE_VIEWS: {"draft-views": views}}
         return {"quantize-weights": self.baseline.pass_options()}
 
     def instead(self) -> Mapping[str, str]:
@@ -133,6 +146,7 @@ class Summary:
     routers: Sequence[Router] = ()
     has_weights: bool = True
     calibration: Mapping[str, Any] | None = None
+    view_choice: Mapping[str, Any] | None = None
 
     def lines(self) -> list[str]:
         """The report, a line for each fact."""
@@ -147,12 +161,20 @@ class Summary:
         if self.routers:
             lines.append(f"mixture of experts: {routers_text(self.routers)}")
         lines += calibration_lines(self.calibration)
+        lines += view_choice_lines(self.view_choice)
         return [*lines, f"compiled in {self.seconds:.1f} s"]
 
 
-def lower(model: Path, options: CompileOptions, folder: ModelFolder, level: str) -> Imported:
+def lower(
+    model: Path,
+    options: CompileOptions,
+    folder: ModelFolder,
+    level: str,
+    when_raised: Callable[[ModuleOp, IrDump | None], None] | None = None,
+) -> Imported:
     """Import a model and run the pipeline to `level` ("onnx", "speq" or "pe").
 
+    `when_raised` sees the module at level "speq", and where its IR is dumped.
     Raises SpeqcError where the file can't be used or a pass can't continue.
     """
     start = time.perf_counter()
@@ -177,6 +199,8 @@ def lower(model: Path, options: CompileOptions, folder: ModelFolder, level: str)
             imported.notes.append(recompute_note(str(error)))
         if LEVELS.index(level) >= LEVELS.index(RAISED):
             imported.notes.extend(_fit_context(module, options.context))
+            if when_raised is not None:
+                when_raised(module, dump)
         run_passes(module, passes[raised:], dump)
     except SpeqcError as error:
         raise SpeqcError(f"{model}: {error}") from error
@@ -273,20 +297,36 @@ def compile_model(model: Path, out: Path, options: CompileOptions) -> Summary:
         load_tokenizer(folder.tokenizer)
         if options.tokenizer is None:
             note(f"using the tokenizer {folder.tokenizer}")
-    lowered = lower(model, options, folder, LEVELS[-1])
+    auto = _auto_views(options, folder) if options.draft_views == AUTO else None
+    lowered = lower(model, options, folder, LEVELS[-1], None if auto is None else auto.keep)
     for text in lowered.notes:
         note(text)
     if not options.weights:
         note(NO_WEIGHTS)
     program = lowered.module
     origin = _origin(lowered, options, folder)
+    steps = count_blocks(program)
+    if auto is not None:
+        steps += auto.prepare(program, _text(program, options, folder))
     with (
         _calibration(lowered, options, folder, out) as calibration,
-        progress("encoding weights", count_blocks(program)) as advance,
+        progress("encoding weights", steps) as advance,
     ):
-        write_artifact(out, program, lowered.tensors, origin, advance, calibration)
+        choose = None if auto is None else partial(auto.choose, advance=advance)
+        write_artifact(out, program, lowered.tensors, origin, advance, calibration, choose)
         facts = None if calibration is None else calibration.facts()
-    return replace(_summary(program, time.perf_counter() - start), calibration=facts)
+    summary = _summary(program, time.perf_counter() - start)
+    return replace(summary, calibration=facts, view_choice=None if auto is None else auto.facts)
+
+
+def _auto_views(options: CompileOptions, folder: ModelFolder) -> AutoViews:
+    def relower(raised: ModuleOp, views: str, dump: IrDump | None) -> None:
+        chosen = replace(options, draft_views=views, max_draft_bits=None)
+        passes = passes_to(LEVELS[-1], chosen.passes())
+        names = [step.name for step in passes]
+        run_passes(raised, passes[names.index(CHOOSE_VIEWS) :], dump)
+
+    return AutoViews(relower, options.max_draft_bits, frozenset(folder.eos_token_ids))
 
 
 def _calibration(
@@ -295,10 +335,16 @@ def _calibration(
     """The calibration that the options ask for, at work while its context lasts."""
     if options.calibration is None:
         return nullcontext()
-    program, source = lowered.module, options.calibration
-    context, known = module_context(program), vocabulary(program)
-    text = read_calibration(source, folder, options.tokens_to_calibrate, context, known)
+    program = lowered.module
+    text = _text(program, options, folder)
     return calibrated(program, lowered.tensors, text, frozenset(folder.eos_token_ids), out)
+
+
+def _text(program: ModuleOp, options: CompileOptions, folder: ModelFolder) -> CalibrationText:
+    """The text of the calibration; the model's own where views are chosen without one."""
+    context, known = module_context(program), vocabulary(program)
+    source = options.calibration or SELF
+    return read_calibration(source, folder, options.tokens_to_calibrate, context, known)
 
 
 def _origin(lowered: Imported, options: CompileOptions, folder: ModelFolder) -> Origin:

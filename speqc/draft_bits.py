@@ -32,10 +32,16 @@ def draft_bits_per_weight(program: ModuleOp, views: Mapping[str, View]) -> float
     bits = values = 0
     for weight in program.ops:
         if isinstance(weight, WeightOp) and weight.sym_name.data in views:
-            k, n = weight.shape
-            traffic = weight_traffic(weight, views[weight.sym_name.data])
-            bits += traffic.weight_bits * k * n
-            if traffic.group_size is not None:
-                bits += 16 * -(-k // traffic.group_size) * n
-            values += k * n
+            bits += read_bits(weight, views[weight.sym_name.data])
+            values += weight.shape[0] * weight.shape[1]
     return bits / values if values else None
+
+
+def read_bits(weight: WeightOp, view: View) -> int:
+    """Bits that a view of a whole weight reads, scales included, padding to whole tiles not."""
+    k, n = weight.shape
+    traffic = weight_traffic(weight, view)
+    bits = traffic.weight_bits * k * n
+    if traffic.group_size is not None:
+        bits += 16 * -(-k // traffic.group_size) * n
+    return bits

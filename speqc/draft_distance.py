@@ -20,7 +20,7 @@ from speqc.runtime.weights import Weight, WeightFile
 TEXTS = 32
 """Texts that are measured on, at most."""
 
-POSITIONS = 12
+POSITIONS = 8
 """Positions at the end of each text."""
 
 PREFIX = 48
@@ -35,14 +35,19 @@ class Distance:
     """Figures of a draft over all positions.
 
     Attributes:
-        kl: divergence of its distribution from the full model's, in nats, for each position.
+        kl: mean divergence of its distribution from the full model's, in nats.
         agreement: share of positions where both have the same likeliest token.
         overlap: mean of sum min(p, q) over the vocabulary.
     """
 
-    kl: NDArray[np.float64]
+    kl: float
     agreement: float
     overlap: float
+
+    @property
+    def noise(self) -> float:
+        """The square of the overlap that it lacks: of independent errors these squares add up."""
+        return (1 - self.overlap) ** 2
 
 
 @dataclass
@@ -71,7 +76,7 @@ class Positions:
         self._file = file
         self._machine = machine = Machine(program, file)
         self._lockstep = Lockstep(machine)
-        texts = _spread(text.texts)
+        texts = _spread(text.texts if text.written else _pieces(text.texts))
         if not text.written:
             found = self._read(texts)
         elif machine.recomputes:
@@ -86,13 +91,18 @@ class Positions:
     def __len__(self) -> int:
         return sum(len(block.tokens) for block in self._blocks)
 
-    def distance(self, step: FuncOp, changed: Mapping[str, View]) -> Distance:
+    def distance(self, step: FuncOp, views: Mapping[str, View]) -> Distance:
         """Run a step from every position, and compare it with the full model.
 
-        `changed` names weights whose view is decoded for this alone.
+        `views` are those that it reads; all but the full ones are decoded for this alone, so that
+        memory does not grow with what has been measured.
         """
         machine = self._machine
-        own = {name: Weight(machine.weights[name].declaration, self._file) for name in changed}
+        own = {
+            name: Weight(machine.weights[name].declaration, self._file)
+            for name, view in views.items()
+            if view != View.FULL
+        }
         machine.add_step(step, {**machine.weights, **own})
         branches = [block.branch for block in self._blocks]
         lengths = [branch.length for branch in branches]
@@ -111,18 +121,16 @@ class Positions:
             found[place] = kl, full[place].argmax() == rows[place].argmax(), overlap
 
         for_each(range(len(full)), compare)
-        kl, agreement, overlap = found.T
-        return Distance(kl, float(agreement.mean()), float(overlap.mean()))
+        return Distance(*found.mean(0).tolist())
 
     def _read(self, texts: Sequence[Sequence[int]]) -> list[_Text]:
-        pieces = [list(text[: PREFIX + POSITIONS]) for text in texts]
-        ends = [piece[-POSITIONS:] for piece in pieces]
-        branches = [self._lockstep.branch() for _ in pieces]
-        heads = [piece[:-POSITIONS] for piece in pieces]
-        self._lockstep.prefill(branches, heads)
+        ends = [list(text[-POSITIONS:]) for text in texts]
+        branches = [self._lockstep.branch() for _ in texts]
+        self._lockstep.prefill(branches, [text[:-POSITIONS] for text in texts])
         rows = self._lockstep.call(FULL, branches, ends)
         return [
-            _Text(branch, end, [*own]) for branch, end, own in zip(branches, ends, rows, strict=True)
+            _Text(branch, end, [*own])
+            for branch, end, own in zip(branches, ends, rows, strict=True)
         ]
 
     def _write(
@@ -158,6 +166,14 @@ class Positions:
             )
             for place in range(0, count, size)
         ]
+
+
+def _pieces(texts: Sequence[Sequence[int]]) -> list[Sequence[int]]:
+    """The texts in pieces of the length that is read."""
+    size = PREFIX + POSITIONS
+    pieces = [text[i : i + size] for text in texts for i in range(0, len(text), size)]
+    whole = [piece for piece in pieces if len(piece) == size]
+    return whole or pieces
 
 
 def _spread(texts: Sequence[Sequence[int]]) -> list[Sequence[int]]:

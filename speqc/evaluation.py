@@ -4,16 +4,16 @@ Every figure is a quotient of two sums over prompts. Its standard error is that 
 prompts (1,000 draws with replacement), since tokens of one text are not independent of each other.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from speqc.dialects.speq import CONSTANT
-from speqc.policies import Policy, RunTimer, scheduled_rounds
+from speqc.policies import Policy, RunTimer, rounds_of, scheduled_rounds
 from speqc.recording import Recorded
 from speqc.report import Fields
+from speqc.runtime.decode import Round
 from speqc.runtime.schedules import Drafting
 
 DRAWS = 1000
@@ -94,18 +94,18 @@ class Evaluation:
         self.plain_seconds = np.array([timer.plain(entry) for entry in recordings])
         self.runs: list[PolicyRuns] = []
         for policy in settings:
-            rule = Drafting(CONSTANT, policy.draft_length, policy.exit_threshold)
-            self.runs.append(self._runs(rule, timer))
+            runs = [rounds_of(entry, policy) for entry in recordings]
+            self.runs.append(self._runs(policy, runs, timer))
             advance(1)
-        self.schedules: Mapping[str, PolicyRuns] = {
-            rule.schedule: self._runs(rule, timer) for rule in schedules
-        }
+        self.schedules: dict[str, PolicyRuns] = {}
+        for rule in schedules:
+            runs = [scheduled_rounds(entry, rule.start(timer.cost)) for entry in recordings]
+            policy = Policy(rule.length, rule.threshold)
+            self.schedules[rule.schedule] = self._runs(policy, runs, timer)
 
-    def _runs(self, rule: Drafting, timer: RunTimer) -> PolicyRuns:
-        policy = Policy(rule.length, rule.threshold)
+    def _runs(self, policy: Policy, runs: Sequence[Sequence[Round]], timer: RunTimer) -> PolicyRuns:
         rows = []
-        for entry in self.recordings:
-            rounds = scheduled_rounds(entry, rule.start(timer.cost))
+        for entry, rounds in zip(self.recordings, runs, strict=True):
             rows.append(
                 (
                     len(rounds),

@@ -11,7 +11,7 @@ import numpy as np
 from xdsl.dialects.builtin import ModuleOp, TensorType
 from xdsl.dialects.func import FuncOp
 
-from speqc.artifact import WEIGHTS, Artifact, load_artifact
+from speqc.artifact import VIEW_CHOICE, WEIGHTS, Artifact, load_artifact
 from speqc.calibration_report import calibration_lines
 from speqc.diagnostics import progress, recompute_note
 from speqc.dialects.onnx import ConstantOp, InitializerOp
@@ -34,6 +34,7 @@ from speqc.runtime.routing import Router, routers
 from speqc.runtime.tensor_references import constants as program_constants
 from speqc.runtime.weights import WeightFile
 from speqc.tables import print_table
+from speqc.view_report import CURVE_COLUMNS, curve_rows, view_choice_lines
 from speqc.weight_facts import WeightFacts, weight_facts
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -112,6 +113,7 @@ def artifact_fields(artifact: Artifact) -> Fields:
         ],
         "constants": _constants(artifact.program),
         "calibration": manifest.get("calibration"),
+        "view_choice": manifest.get(VIEW_CHOICE),
         "draft_bits_per_weight": draft_bits_per_weight(artifact.program, views),
         "weights": [
             {**asdict(fact), "draft_view": _view_name(views.get(fact.name))} for fact in facts
@@ -223,10 +225,19 @@ def _print_artifact(fields: Fields) -> None:
         click.echo(f"mixture of experts: {routers_text(routing)}")
     for line in calibration_lines(fields["calibration"]):
         click.echo(line)
+    _print_view_choice(fields["view_choice"])
     constants = fields["constants"]
     click.echo(
         f"{constants['tensors']} constants ({constants['values']:,} values) stand as they are"
     )
+
+
+def _print_view_choice(facts: Fields | None) -> None:
+    if facts is not None:
+        click.echo()
+        print_table(CURVE_COLUMNS, curve_rows(facts))
+    for line in view_choice_lines(facts):
+        click.echo(line)
 
 
 def _weight_row(fact: Mapping) -> tuple[str, ...]:

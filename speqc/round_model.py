@@ -1,4 +1,4 @@
-"""What a draft's divergence says of speculative decoding: acceptance, tokens of a round, speedup."""
+"""What a draft's noise says of decoding with it: acceptance, tokens of a round, speedup."""
 
 from dataclasses import dataclass
 from math import sqrt
@@ -18,6 +18,7 @@ class Rating:
     """A draft on the target, with the draft length that suits it best.
 
     Attributes:
+        noise: the square of the overlap with the full model that it lacks (see `Distance`).
         acceptance: chance that a drafted token is accepted, if those before it are.
         draft_length: tokens drafted in a round.
         tokens: emitted in a round on average, the full model's own included.
@@ -25,6 +26,7 @@ class Rating:
         speedup: over plain decoding.
     """
 
+    noise: float
     acceptance: float
     draft_length: int
     tokens: float
@@ -33,37 +35,42 @@ class Rating:
 
 
 class RoundModel:
-    """Rates drafts by their divergence and the cycles of their steps.
+    """Rates drafts by their noise and the cycles of their steps.
 
-    A draft of small noise misses where the full model's best tokens are nearly level, so that the
-    share that it misses grows as the noise, whose square the divergence is: with its square root,
-    from what has been measured of one draft.
+    The share of tokens that a draft misses is taken to grow as the overlap that it lacks, from what
+    has been measured of one draft.
     """
 
-    def __init__(self, timer: ProgramTimer, past: int, kl: float, agreement: float):
-        """`kl` and `agreement` are those of one draft, measured on the same positions."""
-        self._miss = (1 - agreement) / sqrt(kl) if kl > 0 else 0.0
+    def __init__(self, timer: ProgramTimer, past: int, noise: float, agreement: float):
+        """`noise` and `agreement` are those of one draft, measured on the same positions.
+
+        Passes are timed behind `past` positions. `draft_cycles` are those of the program's own
+        draft, `plain_cycles` those of a token of plain decoding.
+        """
+        self._miss = (1 - agreement) / sqrt(noise) if noise > 0 else 0.0
         self.draft_cycles = timer.cost(DRAFT, 1, past).cycles
         self.plain_cycles = timer.cost(FULL, 1, past).cycles
         self.verify_cycles = [
             timer.cost(FULL, 1 + drafted, past).cycles for drafted in range(1, LONGEST + 1)
         ]
 
-    def acceptance(self, kl: float) -> float:
+    def acceptance(self, noise: float) -> float:
         """The chance that a drafted token is accepted."""
-        return max(0.0, 1 - self._miss * sqrt(max(kl, 0.0)))
+        return max(0.0, 1 - self._miss * sqrt(noise))
 
-    def rate(self, kl: float, draft_cycles: float) -> Rating:
-        """A draft of this divergence, whose steps take so many cycles, at its best length."""
+    def rate(self, noise: float, draft_cycles: float) -> Rating:
+        """A draft of this noise, whose steps take so many cycles, at its best length."""
         lengths = range(1, LONGEST + 1)
         return max(
-            (self.at(length, kl, draft_cycles) for length in lengths),
+            (self.at(length, noise, draft_cycles) for length in lengths),
             key=lambda rating: rating.speedup,
         )
 
-    def at(self, length: int, kl: float, draft_cycles: float) -> Rating:
+    def at(self, length: int, noise: float, draft_cycles: float) -> Rating:
         """The same with a given draft length."""
-        acceptance = self.acceptance(kl)
+        acceptance = self.acceptance(noise)
         tokens = sum(acceptance**place for place in range(length + 1))
         cycles = length * draft_cycles + self.verify_cycles[length - 1]
-        return Rating(acceptance, length, tokens, cycles, tokens * self.plain_cycles / cycles)
+        return Rating(
+            noise, acceptance, length, tokens, cycles, tokens * self.plain_cycles / cycles
+        )

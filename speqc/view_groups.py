@@ -11,8 +11,8 @@ from speqc.dialects.speq import View
 from speqc.passes.choose_views import VIEWS
 from speqc.passes.weight_places import HEAD
 
-THIRDS = 3
-"""Parts of the depth."""
+PARTS = 3
+"""Into how many parts of the depth layers are divided."""
 
 _BITS = {view: bits for bits, view in VIEWS.items()}
 
@@ -41,7 +41,7 @@ def view_groups(places: Mapping[str, str]) -> list[ViewGroup]:
     """The groups of weights whose places are given, those of the layers first."""
     found = {name: _parse(place) for name, place in places.items() if place != HEAD}
     layers = sorted({layer for layer, _ in found.values()})
-    parts = [part.tolist() for part in np.array_split(layers, THIRDS) if len(part)]
+    parts = [part.tolist() for part in np.array_split(layers, PARTS) if len(part)]
     groups = []
     for role in dict.fromkeys(role for _, role in found.values()):
         for part in parts:

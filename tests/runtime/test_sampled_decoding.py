@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from math import erfc, sqrt
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -72,12 +73,26 @@ def chain(embedded: Callable[[str], Path]) -> Chain:
     return Chain(load_artifact(embedded("sets")).program)
 
 
-def run(chain: Chain, options: SamplingOptions) -> Decoded:
+class Timer:
+    """Stands for a timer of passes: a full one takes three times as long as a draft step."""
+
+    def cost(self, function: str, rows: int, past: int) -> Any:
+        del rows, past
+        return SimpleNamespace(cycles=1 if function == "draft" else 3)
+
+
+def run(chain: Chain, options: SamplingOptions, schedule: str | None = None) -> Decoded:
     """A long text; behind half of the tokens the draft is too unsure to go on."""
     sampler = Sampler(options)
     threshold = float(np.median([sampler.distribution(row).max() for row in DRAFT]))
-    asked = DecodeOptions(TOKENS, draft_length=3, exit_threshold=threshold, sampling=options)
-    return decode(chain, "speculative", [0], asked)  # type: ignore[arg-type]
+    asked = DecodeOptions(
+        TOKENS,
+        draft_length=3,
+        exit_threshold=None if schedule == "cost" else threshold,
+        sampling=options,
+        draft_schedule=schedule,
+    )
+    return decode(chain, "speculative", [0], asked, timer=Timer())  # type: ignore[arg-type]
 
 
 def largest_deviation(tokens: list[int], options: SamplingOptions) -> float:
@@ -118,6 +133,16 @@ def test_rounds_keep_the_full_distribution(
     assert {entry.accepted for entry in decoded.rounds} == {0, 1, 2, 3}
     assert any(entry.early_exit for entry in decoded.rounds)
     assert largest_deviation(decoded.tokens, options) < LIMIT
+
+
+@pytest.mark.parametrize("schedule", ["heuristic", "cost"])
+def test_lengths_that_follow_the_rounds_keep_it_too(
+    chain: Chain, schedule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("speqc.runtime.decode.Sampler", Remembering)
+    decoded = run(chain, SETTINGS[0], schedule)
+    assert len({entry.drafted for entry in decoded.rounds}) > 1
+    assert largest_deviation(decoded.tokens, SETTINGS[0]) < LIMIT
 
 
 @pytest.mark.parametrize("options", SETTINGS[:1], ids=str)

@@ -12,6 +12,7 @@ from speqc.runtime.view_chooser import (
     Option,
     Round,
     best_point,
+    most_gain_within,
     trade_off,
     view_bits,
     view_cycles,
@@ -115,3 +116,27 @@ def test_options_cost_what_they_add_to_the_draft():
     assert option.bits == 8 * 1024 * 512
     added = view_cycles(op, View.WIDE12, target) - view_cycles(op, View.DRAFT, target)
     assert option.cycles == added > 0
+
+
+VIEW = st.sampled_from([View.WIDE8, View.WIDE12])
+OPTION = st.builds(Option, VIEW, st.floats(0.01, 9), st.just(0.0), st.integers(1, 99))
+
+
+@given(st.lists(st.lists(OPTION, max_size=2, unique_by=lambda o: o.view), max_size=5), st.data())
+def test_the_most_gain_within_a_limit_is_that_of_all_sets(rows, data):
+    options = {f"w{place}": own for place, own in enumerate(rows)}
+    limit = data.draw(st.integers(1, 300))
+    views = most_gain_within(options, limit)
+    taken = [o for name, own in options.items() for o in own if views.get(name) == o.view]
+    sets = list(product(*([None, *own] for own in rows)))
+
+    def gain(chosen):
+        return sum(option.gain for option in chosen if option is not None)
+
+    def bits(chosen):
+        return sum(option.bits for option in chosen if option is not None)
+
+    assert bits(taken) <= limit
+    # Sizes are rounded up to cells of 1 / 10,000 of the limit.
+    best = max(gain(chosen) for chosen in sets if bits(chosen) <= limit * 0.999)
+    assert gain(taken) >= best - 1e-9

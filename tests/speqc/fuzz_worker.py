@@ -9,6 +9,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
+from unittest.mock import patch
 
 from click.testing import CliRunner
 from fuzz_mutations import MODEL, Files, seeds
@@ -74,11 +75,11 @@ def judge(files: Files, allowed: tuple[int, ...] = (0, 2)) -> str:
     """
     from speqc.cli import main
 
-    with TemporaryDirectory() as name:
+    # What is written to the folder for temporary files is to be seen, too.
+    with TemporaryDirectory() as name, patch.dict(os.environ, TMPDIR=name):
         folder = Path(name)
         for file, content in files.items():
             (folder / file).write_bytes(content)
-        os.environ["TMPDIR"] = name
         model, out = folder / MODEL, folder / "out.speq"
         result = CliRunner().invoke(main, ["compile", str(model), "-o", str(out)])
         left = {path.name for path in folder.iterdir()} - {*files}

@@ -5,6 +5,8 @@
 // RUN: not speqc opt %s -p 'form-draft-verify{draft-length=0}' 2>&1 | filecheck %s --check-prefix LENGTH
 // RUN: not speqc opt %s -p 'form-draft-verify{exit-threshold=1.5}' 2>&1 | filecheck %s --check-prefix THRESHOLD
 // RUN: not speqc opt %s -p 'form-draft-verify{prompt-chunk=0}' 2>&1 | filecheck %s --check-prefix CHUNK
+// RUN: speqc opt %s -p 'form-draft-verify{draft-schedule="cost"}' | filecheck %s --check-prefix COST
+// RUN: not speqc opt %s -p 'form-draft-verify{draft-schedule="best"}' 2>&1 | filecheck %s --check-prefix SCHEDULE
 
 // DEFAULT:   speq.decode @speculative attributes {draft_length = 8 : i64, exit_threshold = 3.000000e-01 : f64}
 // DEFAULT:   speq.call @full(%prompt) {chunk = 64 : i64}
@@ -12,6 +14,9 @@
 // TWICE:     error: form-draft-verify: the module already has decode programs
 // LENGTH:    draft_length must be positive
 // THRESHOLD: exit_threshold must lie in [0, 1]
+// COST:      speq.decode @speculative attributes {draft_length = 8 : i64, exit_threshold = 3.000000e-01 : f64, draft_schedule = "cost"}
+// COST:      speq.decode @autoregressive {
+// SCHEDULE:  draft_schedule must be one of constant, heuristic, cost
 // CHUNK:     chunk must be positive, got 0
 
 // The draft step reads the drafts of split weights; a kept weight, and the embedding, in full.

@@ -191,6 +191,13 @@ speq.decode @d attributes {exit_threshold = 2.0 : f64} {
 
 // -----
 
+// CHECK: draft_schedule must be one of constant, heuristic, cost
+speq.decode @d attributes {draft_schedule = "best"} {
+^bb0(%prompt: tensor<1x?xi64>):
+}
+
+// -----
+
 // CHECK: 'speq.yield' expects parent op
 func.func @f() {
   speq.yield

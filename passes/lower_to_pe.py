@@ -52,8 +52,8 @@ class LowerToPePass(ModulePass):
     Matrix products go to the array, tiled so that a block of tiles fills one bank; attention goes
     to the unit that computes it in fewer cycles, or to the one that `attention_unit` names. For
     that choice half of the context is in the cache, the full step verifies as many drafted tokens
-    as a round may have, the draft step has one token, and mode switches count. The rest goes to
-    the vector unit.
+    as a round may have (one row where nothing is drafted, as in a baseline), the draft step has
+    one token, and mode switches count. The rest goes to the vector unit.
     Each operation on the array is preceded by the mode it needs (`elide-mode-switches` drops the
     idle ones), and each load stands just before its consumer (`schedule-loads` moves it ahead).
     """
@@ -230,7 +230,13 @@ class _Lowering:
 
 
 def _longest_round(module: ModuleOp) -> int:
-    """Rows of the largest pass that verifies: drafted tokens and the one before; 1 without any."""
+    """Rows of the largest pass that verifies: drafted tokens and the one before.
+
+    1 where no step reads a draft's view, as in a baseline, which is timed token by token.
+    """
+    views = (op.result.type for op in module.walk() if isinstance(op, speq.ViewOp))
+    if all(isinstance(view, ViewType) and view.view == View.FULL for view in views):
+        return 1
     lengths = (op.draft_length for op in module.ops if isinstance(op, speq.DecodeOp))
     return 1 + max((length.value.data for length in lengths if length is not None), default=0)
 

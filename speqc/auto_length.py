@@ -106,7 +106,7 @@ def read_evaluation(path: Path) -> Evaluated:
             f"{path}: not a report of 'speqc eval --json': no field {error}"
         ) from error
     except (ValueError, TypeError, AttributeError) as error:
-        raise SpeqcError(f"{path}: not a report of 'speqc eval --json': {error!r}") from error
+        raise SpeqcError(f"{path}: not a report of 'speqc eval --json': {error}") from error
     if not any(entry.drafted for entry in found.settings):
         raise SpeqcError(f"{path}: nothing was drafted: measure more new tokens")
     return found

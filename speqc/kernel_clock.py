@@ -13,7 +13,7 @@ from numba.core import event
 
 from speqc.diagnostics import note
 
-NOTE = "compiling kernels, once (half a minute or so) ..."
+NOTE = "compiling kernels that were not needed before (half a minute for all of them) ..."
 
 
 class _Clock(event.Listener):

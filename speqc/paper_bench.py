@@ -1,8 +1,9 @@
 """`speqc bench paper`: the models of a grid timed beside the baselines, as tables and pictures."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 
@@ -10,7 +11,16 @@ from speqc.baseline_files import load_baseline, shipped_baselines
 from speqc.compile import CompileOptions
 from speqc.diagnostics import note, progress, report
 from speqc.folder_writer import check_place, folder_in_the_making
-from speqc.paper_compare import Reference, explanations, narrow_baselines, ratios, reference
+from speqc.paper_bandwidth import one_lane_bandwidth
+from speqc.paper_compare import (
+    OVER,
+    PUBLISHED,
+    Reference,
+    explanations,
+    narrow_baselines,
+    ratios,
+    reference,
+)
 from speqc.paper_grid import (
     FP16,
     MACHINES,
@@ -34,7 +44,7 @@ from speqc.tables import print_table
 from speqc.target_files import load_target
 
 ORDER = ("fp16", "w8a16", "w8a8", "w4a16", "olive-4", "olive-8", "tender-4", "tender-8")
-"""The order of shipped baselines in tables."""
+"""The order of baselines in tables; others follow, by name."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +91,7 @@ def _grid(options: PaperOptions) -> Grid:
             raise SpeqcError(
                 f"{name}: a context of {max(options.contexts)} is more than its {shape.context}"
             )
-    names = sorted(shipped_baselines(), key=lambda name: (ORDER.index(name), name))
+    names = sorted(shipped_baselines(), key=_place)
     return Grid(
         shapes,
         options.contexts,
@@ -92,13 +102,17 @@ def _grid(options: PaperOptions) -> Grid:
     )
 
 
+def _place(name: str) -> tuple[int, str]:
+    return ORDER.index(name) if name in ORDER else len(ORDER), name
+
+
 def measure(grid: Grid) -> Results:
     """Compile and time all that a grid asks for, with progress on standard error."""
     at = reference(grid)
     shapes = len(set(grid.models.values()))
-    total = shapes * (2 + len(grid.baselines)) + MACHINES
+    total = shapes * (2 + len(grid.baselines)) + MACHINES + 1
     with progress("compiling and timing", total) as advance:
-        found, plain, varied = _timings(grid, at, advance)
+        found, plain, varied, one_lane = _timings(grid, at, advance)
     chosen = best(found)
     return Results(
         grid,
@@ -108,28 +122,46 @@ def measure(grid: Grid) -> Results:
         plain,
         varied,
         ratios(grid, chosen, plain, at),
-        explanations(grid, plain, varied, at),
+        explanations(grid, plain, one_lane, at),
     )
 
 
-def _timings(
-    grid: Grid, at: Reference, advance: Advance
-) -> tuple[Sequence[Cell], Sequence[Step], Sequence[Variation]]:
-    found: list[Cell] = []
-    plain: list[Step] = []
-    varied: list[Variation] = []
+class _Timings(NamedTuple):
+    """What is timed; `one_lane` as `explanations` takes it."""
+
+    cells: list[Cell]
+    steps: list[Step]
+    variations: list[Variation]
+    one_lane: dict[str, float | None]
+
+
+def _timings(grid: Grid, at: Reference, advance: Advance) -> _Timings:
+    all_of = _Timings([], [], [], {})
     for names, timed in timed_models(grid, advance):
-        found += cells(grid, names, timed)
-        plain += steps(grid, names, timed)
+        all_of.cells.extend(cells(grid, names, timed))
+        all_of.steps.extend(steps(grid, names, timed))
         advance(1)
         if at.model in names:
-            varied += _variations(grid, timed, at, advance)
+            all_of.variations.extend(_variations(grid, timed, at, advance))
+            all_of.one_lane.update(_one_lane(grid, timed, at))
+            advance(1)
     order = list(grid.models)
-    found.sort(key=lambda cell: order.index(cell.model))
-    plain.sort(key=lambda step: order.index(step.model))
-    return found, plain, varied
+    all_of.cells.sort(key=lambda cell: order.index(cell.model))
+    all_of.steps.sort(key=lambda step: order.index(step.model))
+    return all_of
 
 
 def _variations(grid: Grid, timed: Timed, at: Reference, advance: Advance) -> Sequence[Variation]:
     narrow = next((baseline.name for baseline in narrow_baselines(grid, "OliVe")), FP16)
     return list(variations(grid, timed, at.context, at.acceptance, narrow, advance))
+
+
+def _one_lane(grid: Grid, timed: Timed, at: Reference) -> Iterator[tuple[str, float | None]]:
+    """For each scheme that there is a baseline of: the bandwidth for its narrowest."""
+    for scheme in OVER:
+        for baseline in narrow_baselines(grid, scheme)[:1]:
+            wanted = PUBLISHED[scheme]
+            yield (
+                scheme,
+                one_lane_bandwidth(timed.programs, baseline.name, at.context, wanted, grid.target),
+            )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from speqc.baseline_files import Baseline
-from speqc.paper_grid import FP16, LANES, Cell, Grid, Step, Variation
+from speqc.paper_grid import FP16, Cell, Grid, Step
 
 PUBLISHED: Mapping[str, float] = {"SPEQ": 2.07, "OliVe": 2.07 / 1.53, "Tender": 2.07 / 1.45}
 """Over FP16. The paper gives 2.07, and 1.53 and 1.45 over the other two, which implies theirs."""
@@ -40,11 +40,11 @@ class Ratio(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """What would have to hold on this machine for one of the published ratios."""
+    """What would have to hold on this machine for one of the published ratios; None: no such."""
 
     scheme: str
     question: str
-    answer: float
+    answer: float | None
     unit: str
 
 
@@ -91,39 +91,50 @@ def _ratio(
 
 
 def explanations(
-    grid: Grid, steps: Sequence[Step], varied: Sequence[Variation], at: Reference
+    grid: Grid, steps: Sequence[Step], one_lane: Mapping[str, float | None], at: Reference
 ) -> list[Explanation]:
-    """For each scheme, what would bring its step on this machine to the paper's implied ratio."""
-    here = {s.baseline: s.milliseconds for s in steps if (s.model, s.context) == at[:2]}
-    one_lane = [v for v in varied if v.knob == LANES and v.value == 1]
+    """For each scheme, what would bring its step on this machine to the paper's implied ratio.
+
+    `one_lane` has the schemes whose step was timed with one lane, and the bandwidth, in bytes per
+    second, that brings it there (see `paper_bandwidth`).
+    """
+    here = {s.baseline: s for s in steps if (s.model, s.context) == at[:2]}
     rows: list[Explanation] = []
     for scheme in OVER:
-        wanted = here[FP16] / PUBLISHED[scheme]
         for baseline in narrow_baselines(grid, scheme):
-            rows += _between(scheme, baseline.weight_bits, here[baseline.name], here[FP16], wanted)
-        rows += [_one_lane(scheme, entry, grid) for entry in one_lane]
+            rows += _between(scheme, baseline.weight_bits, here[baseline.name], here[FP16])
+        rows += [_one_lane(scheme, found) for name, found in one_lane.items() if name == scheme]
     return rows
 
 
-def _between(
-    scheme: str, bits: int, narrow: float, full: float, wanted: float
-) -> list[Explanation]:
-    """Between two widths of the layers' weights, a step bound by DRAM is linear in their bits."""
-    share = (wanted - narrow) / (full - narrow)
-    answers = (
-        ("share left at 16 bits", 100 * share, "%"),
-        ("bits of a layer weight on average", bits + (16 - bits) * share, "bits"),
-        ("what else a step would take", 100 * (wanted / narrow - 1), "% of it"),
+def _between(scheme: str, bits: int, narrow: Step, full: Step) -> list[Explanation]:
+    """Between two widths of the layers' weights, a step bound by DRAM is linear in their bits.
+
+    Where either step is not bound by DRAM, or the paper's ratio is not between both, no answer.
+    """
+    wanted = full.milliseconds / PUBLISHED[scheme]
+    answers: tuple[float | None, ...] = (None, None, None)
+    linear = narrow.bound == full.bound == "dram"
+    if linear and narrow.milliseconds <= wanted < full.milliseconds:
+        share = (wanted - narrow.milliseconds) / (full.milliseconds - narrow.milliseconds)
+        more = wanted / narrow.milliseconds - 1
+        answers = 100 * share, bits + (16 - bits) * share, 100 * more
+    questions = (
+        ("share left at 16 bits", "%"),
+        ("bits of a layer weight on average", "bits"),
+        ("what else a step would take", "% of it"),
     )
     return [
         Explanation(scheme, f"{bits}-bit weights: {text}", answer, unit)
-        for text, answer, unit in answers
+        for (text, unit), answer in zip(questions, answers, strict=True)
     ]
 
 
-def _one_lane(scheme: str, entry: Variation, grid: Grid) -> Explanation:
+def _one_lane(scheme: str, bandwidth: float | None) -> Explanation:
     """A narrow step is bound by the array then, and an FP16 step by DRAM."""
-    bandwidth = grid.target.dram_bytes_per_second * entry.narrow / PUBLISHED[scheme]
     return Explanation(
-        scheme, "one lane per PE whatever the width: about this bandwidth", bandwidth / 1e9, "GB/s"
+        scheme,
+        "one lane per PE whatever the width: about this bandwidth",
+        None if bandwidth is None else bandwidth / 1e9,
+        "GB/s",
     )

@@ -25,9 +25,6 @@ from speqc.steady_state import RoundCost, round_cost
 FP16 = "fp16"
 """The baseline that all speedups relate to."""
 
-LANES = "4-bit lanes per PE"
-"""What `machines` calls the number of lanes."""
-
 Advance = Callable[[int], None]
 """Is told how many programs have been compiled or timed since the last call."""
 
@@ -169,7 +166,7 @@ def best(found: Sequence[Cell]) -> list[Cell]:
 def machines(target: Target) -> Iterator[tuple[str, float, Target]]:
     """Targets that differ from one in lanes, bandwidth or array: what changed, and its value."""
     for lanes in (1, 2, 4, 8):
-        yield LANES, lanes, replace(target, draft_lanes=lanes)
+        yield "4-bit lanes per PE", lanes, replace(target, draft_lanes=lanes)
     for factor in (0.5, 1, 2, 4):
         bandwidth = int(target.dram_bytes_per_second * factor)
         value = bandwidth / 1e9

@@ -103,6 +103,8 @@ def _explained(results: Results) -> Table:
 
 
 def _answer(entry: Explanation) -> str:
+    if entry.answer is None:
+        return "-"
     space = "" if entry.unit.startswith("%") else " "
     return f"{entry.answer:.1f}{space}{entry.unit}"
 

@@ -49,7 +49,7 @@ def read_replay(path: Path, prompt_length: int | None = None) -> Replay:
     except KeyError as error:
         raise SpeqcError(f"{path}: not a report of 'speqc run --json': no field {error}") from error
     except (ValueError, TypeError, AttributeError) as error:
-        raise SpeqcError(f"{path}: not a report of 'speqc run --json': {error!r}") from error
+        raise SpeqcError(f"{path}: not a report of 'speqc run --json': {error}") from error
 
 
 def _replay(report: dict[str, Any], prompt_length: int | None) -> Replay:

@@ -110,6 +110,17 @@ def test_attention_goes_where_it_takes_less_time(run_passes: RunPasses) -> None:
     assert unit(run_passes, fast, "full", 1024) == "vector"
 
 
+def test_where_nothing_is_drafted_a_step_has_one_row(run_passes: RunPasses) -> None:
+    """Then the vector unit takes 1026 cycles, the array 2304, as counted above."""
+    text = model().replace("speq.context = 128", "speq.context = 1024")
+    for book in ('codebook = "sets", group_size = 64', 'codebook = "paper", group_size = 128'):
+        assert f"{book} : i64" in text
+        text = text.replace(f"{book} : i64", 'kept = "a baseline"')
+    module = run_passes(text, "form-draft-verify", "lower-to-pe")
+    (attention,) = of_kind(function(module, "full"), pe.AttentionOp)
+    assert attention.unit.data.value == "vector"
+
+
 def test_a_draft_pays_for_switching_to_attention_and_back(run_passes: RunPasses) -> None:
     # The array gains 2 * (4104 - 1152) = 5904 cycles less twice the shift-in of 64: 5776.
     slow = replace(TARGET, vector_lanes=8)

@@ -2,18 +2,29 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from xdsl.dialects.builtin import ModuleOp
 
 from speqc import paper_bench
+from speqc.baseline_files import load_baseline
 from speqc.cli import main
+from speqc.compile import CompileOptions
+from speqc.compile_shape import compile_variants
+from speqc.decoder_shape import DecoderShape
+from speqc.paper_bandwidth import one_lane_bandwidth
 from speqc.paper_bench import measure as paper_bench_measure
-from speqc.paper_compare import OVER, PUBLISHED
-from speqc.paper_grid import Grid
-from speqc.paper_tables import Results
+from speqc.paper_compare import OVER, PUBLISHED, Explanation, Reference, explanations
+from speqc.paper_grid import Grid, Step
+from speqc.paper_tables import Results, _answer
+from speqc.retarget import retarget
+from speqc.runtime.errors import SpeqcError
+from speqc.runtime.program_timing import ProgramTimer
 from speqc.steady_state import RoundCost, tokens_of_round
+from speqc.target_files import load_target
 
 SHAPE = """
 layers = 1
@@ -114,6 +125,24 @@ def test_the_grid_is_whole(document: dict) -> None:
     assert len(document["baselines"]) == len(CONTEXTS) * len(paper_bench.ORDER)
 
 
+def test_another_baseline_stands_behind_those_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    grids: list[Grid] = []
+
+    def measure(grid: Grid) -> Results:
+        grids.append(grid)
+        raise SpeqcError("enough")
+
+    names = ["zz", "fp16", "aa", "w8a8"]
+    monkeypatch.setattr(paper_bench, "shipped_baselines", lambda: names)
+    monkeypatch.setattr(
+        paper_bench, "load_baseline", lambda name: replace(load_baseline("fp16"), name=name)
+    )
+    monkeypatch.setattr(paper_bench, "measure", measure)
+    result = invoke_paper("--models", "llama-2-7b", "-o", "unused")
+    assert "enough" in result.stderr
+    assert [baseline.name for baseline in grids[0].baselines] == ["fp16", "w8a8", "aa", "zz"]
+
+
 def test_the_best_is_the_best(document: dict) -> None:
     for chosen in document["best"]:
         same = [
@@ -138,7 +167,9 @@ def test_csv_has_what_json_has(run: tuple[Path, Result], document: dict) -> None
     for group in GROUPS:
         with (run[0] / f"{group}.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
-        assert rows == [{k: str(v) for k, v in row.items()} for row in document[group]]
+        assert rows == [
+            {k: "" if v is None else str(v) for k, v in row.items()} for row in document[group]
+        ]
         assert rows
 
 
@@ -251,3 +282,75 @@ def test_rounds() -> None:
     """A round of 2 with A = 1/2 emits 1 + 1/2 + 1/4 tokens for two drafts and a verification."""
     assert tokens_of_round(2, 0.5) == 1.75
     assert RoundCost(2, draft=1.0, verify=5.0).speedup(4.0, 0.5) == 1.0
+
+
+def explained(full: tuple[float, str], narrow: tuple[float, str]) -> list[float | None]:
+    """Answers for OliVe at 8 bits, where a step of FP16 and one of it take so many ms."""
+    steps = [
+        Step("m", 64, name, milliseconds, 0, bound, full[0] / milliseconds)
+        for name, (milliseconds, bound) in (("fp16", full), ("olive-8", narrow))
+    ]
+    baselines = (load_baseline("fp16"), load_baseline("olive-8"))
+    grid = Grid({}, (64,), (1,), (0.9,), baselines, CompileOptions(load_target("speq-64x64")))
+    return [e.answer for e in explanations(grid, steps, {}, Reference("m", 64, 0.9))]
+
+
+def test_between_two_widths_where_both_are_bound_by_dram() -> None:
+    # 2.07 / 1.53 = 1.353: 16 ms over that are 11.826, of 8 ms between both 0.478, 0.478 more.
+    share = (16 * 1.53 / 2.07 - 8) / 8
+    assert explained((16, "dram"), (8, "dram")) == pytest.approx(
+        [100 * share, 8 + 8 * share, 100 * share]
+    )
+
+
+@pytest.mark.parametrize(
+    ("full", "narrow"),
+    [
+        ((16, "array"), (8, "dram")),
+        ((16, "dram"), (8, "array")),
+        ((16, "array"), (16, "array")),
+        ((16, "dram"), (16, "dram")),
+        ((16, "dram"), (12, "dram")),  # not as fast as the paper says, so nothing could be left
+    ],
+)
+def test_no_answer_where_a_step_is_not_linear_in_bits(
+    full: tuple[float, str], narrow: tuple[float, str]
+) -> None:
+    assert explained(full, narrow) == [None] * 3
+
+
+def test_no_answer_is_a_dash() -> None:
+    assert _answer(Explanation("OliVe", "what", None, "%")) == "-"
+    assert _answer(Explanation("OliVe", "what", 12.34, "%")) == "12.3%"
+
+
+WIDE = DecoderShape(1, 1024, 2048, 8, 8, 128, vocabulary=512, context=512)
+
+
+@pytest.fixture(scope="module")
+def wide() -> dict[str, ModuleOp]:
+    """Programs of a shape that is bound by its weights."""
+    names = ("fp16", "olive-4")
+    variants = [
+        CompileOptions(load_target("speq-64x64"), baseline=load_baseline(name)) for name in names
+    ]
+    return dict(zip(names, compile_variants(WIDE, variants), strict=True))
+
+
+def test_with_one_lane_the_bandwidth_gives_the_ratio(wide: dict[str, ModuleOp]) -> None:
+    target = load_target("speq-64x64")
+    found = one_lane_bandwidth(wide, "olive-4", 256, 1.4, target)
+    assert found is not None
+    machine = replace(target, draft_lanes=1, dram_bytes_per_second=round(found))
+    full, narrow = (
+        ProgramTimer(retarget(wide[name], machine)).cost("full", 1, 256).cycles
+        for name in ("fp16", "olive-4")
+    )
+    assert full / narrow == pytest.approx(1.4, rel=2e-3)
+
+
+@pytest.mark.parametrize("wanted", [0.5, 3.3, 10.0])
+def test_no_bandwidth_gives_any_ratio(wide: dict[str, ModuleOp], wanted: float) -> None:
+    """FP16 is never faster; near 3 the narrow step is bound by DRAM; its bytes never give 10."""
+    target = load_target("speq-64x64")
+    assert one_lane_bandwidth(wide, "olive-4", 256, wanted, target) is None

@@ -60,6 +60,14 @@ def test_shipped_files_name_themselves_and_every_source(name: str) -> None:
     assert file.sources.keys() == LIMITS.keys()
 
 
+@pytest.mark.parametrize("name", ["speq-64x64", "speq-64x64-one-lane", "speq-32x32"])
+def test_what_is_not_known_of_the_energy_of_dram_is_said(name: str) -> None:
+    file = read_target_file(name)
+    assert file.target.dram_energy_picojoules_per_bit == 1200 / 64
+    source = file.sources["dram_energy_picojoules_per_bit"]
+    assert "1200 pJ per 64 bits" in source and "assumption" in source
+
+
 @pytest.mark.parametrize("name", shipped_targets())
 def test_energies_are_those_that_their_sources_give(name: str) -> None:
     target = load_target(name)

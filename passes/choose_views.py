@@ -53,7 +53,8 @@ class ChooseViewsPass(ModulePass):
 def split_places(module: ModuleOp) -> dict[str, str]:
     """The place (see `weight_places`) of each weight whose view a draft step can choose."""
     names = _names(find_function(module, DRAFT), _weights(module))
-    return {weight: place for weight, (*_, place) in names.items()}
+    places = weight_places(find_function(module, DRAFT))
+    return {weight: places[weight] for weight in names if weight in places}
 
 
 def _weights(module: ModuleOp) -> dict[str, WeightOp]:
@@ -88,7 +89,7 @@ def assign_views(
 
 
 def _examples(names: Mapping[str, Sequence[str]]) -> str:
-    """Some names that would match: the places, which come last."""
+    """Some names that would match: the places, which come last, where there are some."""
     known = dict.fromkeys(own[-1] for own in names.values())
     some = list(known)[:8]
     return f"there are {', '.join(some)}{', ...' if len(known) > len(some) else ''}"
@@ -99,7 +100,9 @@ def _matches_any(pattern: str, names: Iterable[str]) -> bool:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a whole name matches a pattern with `*`, `?` and ranges of numbers."""
+    """Whether a whole name matches a pattern with `*`, `?` and ranges of numbers, or is it."""
+    if pattern == name:
+        return True
     ranges: list[range] = []
     pieces: list[str] = []
     end = 0
@@ -118,11 +121,12 @@ def _glob(text: str) -> str:
 
 
 def _names(draft: FuncOp, weights: Mapping[str, WeightOp]) -> dict[str, tuple[str, ...]]:
-    """For each weight whose draft is read, what it answers to, its place last."""
+    """For each weight whose draft is read, what it answers to, its place last if it has one."""
     places = weight_places(draft)
+    viewed = dict.fromkeys([*places, *(op.weight.string_value() for op in _views(draft))])
     return {
-        name: (name, weights[name].source.data, place)
-        for name, place in places.items()
+        name: (name, weights[name].source.data, *([places[name]] if name in places else []))
+        for name in viewed
         if weights[name].is_split
     }
 

@@ -14,15 +14,49 @@ from xdsl.ir import Operation, SSAValue
 
 from speqc.dialects.onnx import OnnxOp
 from speqc.dialects.speq import PositionsOp
-from speqc.passes.matching import ANY, element_type, fail, shape
+from speqc.passes.matching import ANY, constant_integers, element_type, fail, is_float, shape
 from speqc.passes.prefix_probe import PrefixProbe
-from speqc.passes.probe import opset_of
+from speqc.passes.probe import operator, opset_of
 from speqc.passes.row_check import COMPUTES, SIZED_BY, is_sized_by_values
 from speqc.passes.row_rules import rows_of_result
+from speqc.runtime.vector_elementwise import ELEMENTWISE
+from speqc.runtime.vector_logic import LOGIC
+from speqc.runtime.vector_reductions import REDUCTIONS
 
 LATER = "a token's row may depend on later tokens, or on how many there are"
 UNKNOWN = "it combines the rows of different tokens in a way that can't be evaluated"
 """Reasons for refusing an operation."""
+
+PICKS = "it picks rows of tokens by index or by place"
+TURNS = "it turns numbers for pairs of tokens round"
+UNEVEN = "behind the diagonal it reads numbers that differ from pair to pair of tokens"
+
+LENGTH_BLIND = frozenset(
+    {
+        *ELEMENTWISE,
+        *LOGIC,
+        *REDUCTIONS,
+        "CumProd",
+        "CumSum",
+        "Dropout",
+        "Einsum",
+        "Expand",
+        "Gemm",
+        "Identity",
+        "LogSoftmax",
+        "MatMul",
+        "Reshape",
+        "Softmax",
+        "Squeeze",
+        "Transpose",
+        "Trilu",
+        "Unsqueeze",
+    }
+)
+"""Operators that may mix tokens: no number among their operands names a place in a sequence."""
+
+CUTS = frozenset({"Concat", "Gather", "Slice", "Split"})
+"""Operators that may work along other dimensions than the tokens'."""
 
 LINEAR = frozenset(
     {
@@ -87,7 +121,8 @@ class _Walk:
     `places` has each value with one dynamic dimension, and how many places of it belong to each
     token; `drawn` numbers those that depend on the tokens; `pairs` are values with two such
     dimensions, `pairs_of_tokens` those that depend on the tokens; `sizes` are computed from sizes;
-    `given` is what no token decides, such as masks, where it meets what tokens do.
+    `given` is what no token decides, such as masks, where it meets what tokens do, and whether it
+    meets pairs there.
     """
 
     function: FuncOp
@@ -98,7 +133,7 @@ class _Walk:
     pairs: set[SSAValue] = field(default_factory=set)
     pairs_of_tokens: set[SSAValue] = field(default_factory=set)
     sizes: set[SSAValue] = field(default_factory=set)
-    given: dict[SSAValue, None] = field(default_factory=dict)
+    given: dict[SSAValue, bool] = field(default_factory=dict)
 
     def __post_init__(self):
         self.places = dict.fromkeys(self.function.args, 1)
@@ -110,7 +145,7 @@ class _Walk:
         reads = [value for value in op.operands if value in self.places or value in self.pairs]
         dynamic = [value for value in op.results if _dynamic(value)]
         if any(self._is_of_tokens(value) for value in reads):
-            self.given.update(dict.fromkeys(v for v in reads if not self._is_of_tokens(v)))
+            self._meet(op, [value for value in reads if not self._is_of_tokens(value)])
         if isinstance(op, ReturnOp):
             if any(self.places.get(value) != 1 for value in op.operands):
                 raise fail(op, LATER)
@@ -119,6 +154,14 @@ class _Walk:
         elif not self._keeps_apart(op):
             self._check_sized(op)
             self._evaluate(op if self.rewrite is None else self.rewrite(op, self.probe))
+
+    def _meet(self, op: Operation, given: list[SSAValue]) -> None:
+        """Note what no token decides, where it meets what tokens do."""
+        pairs = any(_dynamic(value) > 1 for value in op.results)
+        for value in given:
+            if value in self.pairs and not self.probe.hides_later(value):
+                raise fail(op, UNEVEN)
+            self.given[value] = self.given.get(value, False) or pairs
 
     def _visit_sizes(self, op: Operation, reads: bool) -> None:
         """An operation whose results are as large for any number of tokens."""
@@ -167,19 +210,51 @@ class _Walk:
         if any(map(self._is_of_tokens, op.operands)):
             self.drawn[value] = len(self.drawn)
 
+    def _check_place(self, op: OnnxOp) -> None:
+        """Nothing may depend on places in the sequence, which a sample may be too short to show."""
+        name, first = operator(op), op.operands[0]
+        if name in CUTS:
+            if not self._cuts_none(op):
+                raise fail(op, PICKS)
+        elif name.startswith(("Gather", "Scatter")):
+            raise fail(op, PICKS)
+        elif name not in LENGTH_BLIND:
+            raise fail(op, UNKNOWN)
+        elif name == "Trilu" and len(op.operands) > 1 and constant_integers(op.operands[1]) != (0,):
+            raise fail(op, PICKS)
+        elif name == "Transpose" and first in self.pairs:
+            order = op.integers("perm") or tuple(reversed(range(len(shape(first)))))
+            moved = [axis for axis in order if shape(first)[axis] == ANY]
+            if moved != sorted(moved):
+                raise fail(op, TURNS)
+
+    def _cuts_none(self, op: OnnxOp) -> bool:
+        """Whether an operator of `CUTS` leaves the dimensions of the tokens whole."""
+        axes: tuple[int, ...] | None = (op.integer("axis", 0),)
+        if op.name == "onnx.Slice":
+            axes = constant_integers(op.operands[3]) if len(op.operands) > 3 else None
+        if op.name == "onnx.Gather" and any(map(_dynamic, op.operands[1:])):
+            return False
+        return axes is not None and all(shape(op.operands[0])[axis] != ANY for axis in axes)
+
     def _evaluate(self, op: Operation) -> None:
         """Check the results of an operation that mixes tokens, on samples; then add them."""
+        of_tokens = any(map(self._is_of_tokens, op.operands))
+        if of_tokens and isinstance(op, OnnxOp):
+            self._check_place(op)
         for value in op.results:
             if _dynamic(value) > 2 or not self.probe.is_known(value):
                 raise fail(op, UNKNOWN)
             if not self.probe.knows_no_later(value):
                 raise fail(op, LATER)
-        of_tokens = any(map(self._is_of_tokens, op.operands))
+        scores = of_tokens and not any(value in self.pairs for value in op.operands)
         for value in op.results:
             if _dynamic(value) == 2:
                 self.pairs.add(value)
                 if of_tokens:
                     self.pairs_of_tokens.add(value)
+                if scores and is_float(element_type(value)):
+                    self._draw(op, value)
             else:
                 self.places[value] = 1
                 self._draw(op, value)

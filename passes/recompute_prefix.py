@@ -25,7 +25,7 @@ from speqc.passes.argument_roles import Argument, Role
 from speqc.passes.building import Builder, replace_result
 from speqc.passes.matching import ANY, element_type, fail, main_function, shape, tensor
 from speqc.passes.prefix_check import rewrite_prefixes
-from speqc.passes.prefix_probe import PrefixProbe
+from speqc.passes.prefix_probe import SCALED, WHOLE, PrefixProbe
 from speqc.passes.raise_attention import drop_presents
 from speqc.passes.row_rules import SOFTMAX_ALONG_ONE
 from speqc.passes.step_samples import (
@@ -101,7 +101,9 @@ def _causal_softmax(op: Operation, probe: PrefixProbe) -> Operation | None:
     assert isinstance(op, OnnxOp)
     rank = len(shape(op.operands[0]))
     axis = op.integer("axis", -1 if probe.opset >= SOFTMAX_ALONG_ONE else 1)
-    if axis not in (-1, rank - 1) or probe.sees_later(op.results[0]):
+    if axis not in (-1, rank - 1) or not probe.is_masked(op.operands[0]):
+        return None
+    if probe.sees_later(op.results[0], (WHOLE, SCALED[0])):
         return None
     return CausalSoftmaxOp(op.operands[0])
 
@@ -112,7 +114,7 @@ def _causal_matmul(op: Operation, probe: PrefixProbe) -> Operation | None:
     weights, rows = op.operands
     if shape(weights)[-2:] != PAIRS or shape(rows)[-2:-1] != (ANY,) or shape(rows)[-1] == ANY:
         return None
-    if probe.sees_later(weights):
+    if probe.sees_later(weights, (WHOLE, *SCALED)):
         return None
     return CausalMatmulOp(weights, rows, tensor(op.results[0]))
 

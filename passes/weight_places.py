@@ -18,8 +18,11 @@ def weight_places(step: FuncOp) -> dict[str, str]:
 
     Layer I holds the I-th attention, counted from 0, and what follows it up to the next one's
     inputs. Roles: `q`, `k`, `v` feed the
-    attention (`qkv`, and so on, where one weight makes several); `o` takes its result alone; `up`
+    attention (`qkv`, and so on, where one weight makes several), `q_in`, `kv_in` and so on the
+    products that do, and nothing else; `o` takes its result alone; `up`
     feeds another product of the layer; `down` does not. Experts share such a place.
+
+    In a step without attention, as one that recomputes its prefix, only the head has a place.
     """
     return _Places(step).found
 
@@ -45,7 +48,9 @@ class _Places:
         for op in self._layer_of:
             view = op.weight.owner
             assert isinstance(view, ViewOp)
-            self.found.setdefault(view.weight.string_value(), self._place(op))
+            place = self._place(op)
+            if place == HEAD or self._attentions:
+                self.found.setdefault(view.weight.string_value(), place)
 
     def _trace(self, op: Operation) -> None:
         """Note which products and attentions the results, or a barrier's operands, come from."""
@@ -70,6 +75,9 @@ class _Places:
         for only in sources if len(sources) == 1 else ():
             if isinstance(only, AttentionOp):
                 return f"layers.{self._attentions[only]}.o"
+        ahead = self._ahead(op)
+        if ahead is not None:
+            return f"layers.{self._attentions[ahead]}.{self._roles_fed(op, ahead)}_in"
         return f"layers.{self._layer_of[op]}.{'up' if self._feeds_layer(op) else 'down'}"
 
     def _feeds_products(self, op: MatmulOp) -> bool:
@@ -85,8 +93,26 @@ class _Places:
         )
 
     def _is_outer(self, op: MatmulOp) -> bool:
-        """Whether a product feeds an attention or makes the logits."""
-        return any(isinstance(u, AttentionOp | ReturnOp) for u in self._feeds.get(op, ()))
+        """Whether a product makes what an attention takes, or the logits."""
+        fed = self._feeds.get(op, ())
+        if any(isinstance(user, AttentionOp | ReturnOp) for user in fed):
+            return True
+        return self._ahead(op) is not None
+
+    def _ahead(self, op: MatmulOp) -> AttentionOp | None:
+        """The attention that a product serves through other products alone, as latents do."""
+        served = set()
+        for user in self._feeds.get(op, ()):
+            fed = self._feeds.get(user, set()) if isinstance(user, MatmulOp) else set()
+            served.update(fed or [user])
+        (only,) = served if len(served) == 1 else (None,)
+        return only if isinstance(only, AttentionOp) and only not in self._feeds[op] else None
+
+    def _roles_fed(self, op: MatmulOp, attention: AttentionOp) -> str:
+        """The roles of all products that take a product's result."""
+        users = [user for user in self._feeds[op] if isinstance(user, MatmulOp)]
+        found = {role for user in users for role in self._roles(user, attention)}
+        return "".join(sorted(found, key="qkv".index))
 
     def _roles(self, op: MatmulOp, attention: AttentionOp) -> str:
         operands = {"q": attention.query, "k": attention.key, "v": attention.value}

@@ -38,15 +38,19 @@ def write_text(
 ) -> list[list[int]]:
     """Continue the prompts, over and over, until the model has read `tokens` tokens, about.
 
-    A sequence ends with a stop token or at `length` tokens, its prompt included; then the next
-    prompt has its turn. Tokens are drawn at temperature 1 from the whole vocabulary. Each sequence
-    has random numbers of its own, so that its text depends on `seed`, its number and the model
-    alone. `observe` sees every operation, and `after_pass` how many rows each pass had.
+    Returns what the model has read. A sequence ends before a stop token or at `length` tokens, its
+    prompt included; then the next prompt has its turn. The last pass is whole, so that a few tokens
+    more may be read, and as many prompts are begun at first as `tokens` allow, one at least. Tokens
+    are drawn at temperature 1 from the whole vocabulary. Each sequence has random numbers of its
+    own, so that its text depends on `seed`, its number and the model alone. `observe` sees every
+    operation, and `after_pass` how many rows each pass had.
 
     Prompts must not be empty, and shorter than `length`.
     """
     waiting = _sequences(lockstep, prompts, seed)
-    running = [next(waiting) for _ in range(AT_ONCE)]
+    running: list[_Writing] = []
+    while len(running) < AT_ONCE and sum(len(writing.tokens) for writing in running) < tokens:
+        running.append(next(waiting))
     finished: list[list[int]] = []
     read = 0
     while running:
@@ -61,8 +65,8 @@ def write_text(
             token = _draw(found[-1], writing.random)
             writing.tokens.append(token)
             writing.unread = [token]
-            if token in stop_tokens or len(writing.tokens) >= length or read >= tokens:
-                finished.append(writing.tokens)
+            if token in stop_tokens or len(writing.tokens) > length or read >= tokens:
+                finished.append(writing.tokens[:-1])
             else:
                 still.append(writing)
         while read < tokens and len(still) < AT_ONCE:

@@ -149,6 +149,8 @@ def _read_lines(
             continue
         try:
             value = json.loads(line)
+        except RecursionError:
+            raise SpeqcError(f"--calibration {path}:{number}: too deeply nested") from None
         except ValueError as error:
             raise SpeqcError(f"--calibration {path}:{number}: not JSON: {error}") from None
         match value:
@@ -187,14 +189,20 @@ def _check_ids(source: str, texts: Sequence[Sequence[int]], vocabulary: int) -> 
 
 
 def _pieces(texts: Sequence[Sequence[int]], length: int, tokens: int) -> list[list[int]]:
-    """The texts cut to `length` tokens each; of too many, pieces spread over all of them."""
+    """The texts cut to `length` tokens each; of too many, `tokens` in pieces from everywhere."""
     pieces = [
         list(text[start : start + length])
         for text in texts
         for start in range(0, len(text), length)
     ]
-    wanted = max(1, tokens // length)
-    if sum(map(len, pieces)) <= tokens or len(pieces) <= wanted:
+    total = sum(map(len, pieces))
+    if total <= tokens:
         return pieces
-    places = np.linspace(0, len(pieces) - 1, wanted).round().astype(int)
-    return [pieces[place] for place in sorted(set(places.tolist()))]
+    lengths = np.cumsum([0, *map(len, pieces)])
+    # A piece is taken where its share of the tokens wanted passes what was taken before it.
+    chosen, taken = [], 0
+    for piece, end in zip(pieces, lengths[1:], strict=True):
+        if end * tokens > taken * total and taken < tokens:
+            chosen.append(piece[: tokens - taken])
+            taken += len(chosen[-1])
+    return chosen

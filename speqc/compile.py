@@ -60,6 +60,9 @@ RAISED = "speq"
 RECOMPUTE = "recompute-prefix"
 """The pass that takes the place of `raise-attention` in models that get no caches."""
 
+RECOGNISED = "verify-speq"
+"""The check behind what recognises a graph's parts; where that fails, a step may recompute."""
+
 CHOOSE_VIEWS = "choose-views"
 """The pass that sets views, behind which `--draft-views auto` has a program lowered again."""
 
@@ -188,15 +191,18 @@ def lower(
         _finish("import", module, start, dump)
         choices = options.passes(), options.instead()
         passes, raised = passes_to(level, *choices), len(passes_to(RAISED, *choices))
+        names = [step.name for step in passes]
+        recognised = names.index(RECOGNISED) + 1 if RECOGNISED in names else len(names)
         fresh = module.clone()
         try:
-            run_passes(module, passes[:raised], dump)
+            run_passes(module, passes[:recognised], dump)
         except SpeqcError as error:
-            if level not in LEVELS[LEVELS.index(RAISED) :]:
+            if RECOGNISED not in names:
                 raise
             module = _recompute(fresh, str(error), choices, dump)
             imported = replace(imported, module=module)
             imported.notes.append(recompute_note(str(error)))
+        run_passes(module, passes[recognised:raised], dump)
         if LEVELS.index(level) >= LEVELS.index(RAISED):
             imported.notes.extend(_fit_context(module, options.context))
             if when_raised is not None:
@@ -213,7 +219,7 @@ def _recompute(
     choices: tuple[PassOptions, Mapping[str, str]],
     dump: IrDump | None,
 ) -> ModuleOp:
-    """Raise a module that can't be given caches, for the `reason` given, to steps without any.
+    """Raise a module that can't be given caches, for the `reason` given, to a step without any.
 
     Raises SpeqcError, which tells both reasons, where that can't be done either.
     """
@@ -222,10 +228,10 @@ def _recompute(
     _finish("import", module, time.perf_counter(), dump)
     options, instead = choices
     options = {**options, RECOMPUTE: {"reason": reason}}
+    passes = passes_to(RAISED, options, {**instead, "raise-attention": RECOMPUTE})
+    names = [step.name for step in passes]
     try:
-        run_passes(
-            module, passes_to(RAISED, options, {**instead, "raise-attention": RECOMPUTE}), dump
-        )
+        run_passes(module, passes[: names.index(RECOGNISED) + 1], dump)
     except SpeqcError as error:
         both = f"{reason}; nor can each step recompute its prefix: {error}"
         raise SpeqcError(reason if str(error) == reason else both) from error

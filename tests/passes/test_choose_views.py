@@ -18,6 +18,7 @@ from speqc.runtime.errors import SpeqcError
         ("linear_?", "linear_7"),
         ("linear_0-12", "linear_12"),
         ("1-2.3-4", "2.3"),
+        ("block1-2.w", "block1-2.w"),
     ],
 )
 def test_patterns_that_match(pattern, name):

@@ -49,7 +49,7 @@ def plain(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def calibrated(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("calibrated") / "kjv.speq"
-    result = compiled(out, "--calibration", "self", "--calibration-tokens", "600")
+    result = compiled(out, "--calibration", "self", "--calibration-tokens", "800")
     assert result.exit_code == 0, result.output
     assert "every bit is there" in result.output and "calibrated on self" in result.output
     return out
@@ -105,7 +105,7 @@ def test_the_same_input_gives_the_same_bytes(calibrated, tmp_path, monkeypatch):
     monkeypatch.setattr("speqc.runtime.bsfp.processors", lambda: 1)
     monkeypatch.setattr("speqc.weight_writer.STRIP_BLOCKS", 2)
     again = tmp_path / "again.speq"
-    assert compiled(again, "--calibration", "self", "--calibration-tokens", "600").exit_code == 0
+    assert compiled(again, "--calibration", "self", "--calibration-tokens", "800").exit_code == 0
     for file in calibrated.iterdir():
         assert file.read_bytes() == (again / file.name).read_bytes(), file.name
 
@@ -231,7 +231,28 @@ def test_a_long_file_is_read_in_pieces_from_all_over_it(tmp_path):
     found = read(tmp_path / "ids.npy", tokens=100, context=10)
     assert sum(map(len, found.texts)) == 100
     firsts = [piece[0] for piece in found.texts]
-    assert firsts[0] == 0 and firsts[-1] == 3990 and firsts == sorted(firsts)
+    assert firsts[0] == 0 and firsts[-1] == 3600 and firsts == sorted(firsts)
+
+
+def test_as_many_tokens_are_read_as_are_wanted(tmp_path):
+    lines = tmp_path / "ids.jsonl"
+    lines.write_text("[1, 2, 3]\n" * 500 + json.dumps([4] * 700) + "\n")
+    for tokens in (1, 100, 1000, 2150):
+        texts = read(lines, tokens=tokens).texts
+        assert sum(map(len, texts)) == tokens
+    # Of what the texts have, the same share is taken everywhere.
+    texts = read(lines, tokens=1100).texts
+    assert abs(sum(text[0] == 1 for text in texts) - 250) <= 2 and len(texts[-1]) >= 188
+
+
+def test_what_a_model_writes_is_what_it_has_read(plain):
+    passes: list[int] = []
+    lockstep = Lockstep(machine_of(plain))
+    texts = write_text(lockstep, [[5, 6, 7], [9]], 500, 12, after_pass=passes.append)
+    assert sum(passes) == sum(map(len, texts)) >= 500
+    assert max(map(len, texts)) == 12
+    texts = write_text(Lockstep(machine_of(plain)), [[5, 6, 7], [9]], 1, 12)
+    assert texts == [[5, 6, 7]]
 
 
 def test_the_digest_tells_texts_apart():
@@ -245,6 +266,7 @@ BAD = {
     "empty.txt": ("", "has no tokens"),
     "bad.npy": ("abc", "not an .npy file"),
     "bad.jsonl": ("{", "not JSON"),
+    "deep.jsonl": ("[" * 100_000, "too deeply nested"),
     "other.jsonl": ('{"text": "a"}', "expected a list of token ids"),
     "mixed.jsonl": ('[1]\n{"prompt": "a"}', "both prompts and token ids"),
     "range.jsonl": ("[5000]", "out of range"),

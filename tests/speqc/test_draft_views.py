@@ -4,8 +4,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from onnx import helper, numpy_helper
+from onnx_models import decoder, save
 from xdsl.dialects.builtin import ModuleOp
 from xdsl.dialects.func import FuncOp
 
@@ -151,3 +154,24 @@ def test_an_unknown_weight_is_an_error(model: Path):
     )
     assert result.exit_code == 2
     assert "'layers.9.down' matches no weight; there are layers.0.q, layers.0.k" in result.stderr
+
+
+def test_what_feeds_an_attention_through_products_alone_stands_in_its_layer(tmp_path: Path):
+    model = decoder(layers=2)
+    nodes = list(model.graph.node)
+    (query,) = (node for node in nodes if node.output[0] == "flat_query_1")
+    latent = helper.make_node("MatMul", [query.input[0], "w_latent"], ["latent"], "latent")
+    query.input[0] = "latent"
+    nodes.insert(nodes.index(query), latent)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    values = np.random.default_rng(3).normal(0, 0.3, (16, 16)).astype(np.float16)
+    model.graph.initializer.append(numpy_helper.from_array(values, "w_latent"))
+    path = save(model, tmp_path)
+    options = CompileOptions(Target(), weights=False)
+    places = weight_places(find_function(lower(path, options, ModelFolder(), "speq").module, FULL))
+    assert list(places.values()) == [
+        *(f"layers.0.{role}" for role in "qkvo"),
+        *(f"layers.1.{role}" for role in ("q_in", "q", "k", "v", "o")),
+        "head",
+    ]

@@ -8,12 +8,14 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
-from onnx_models import VOCABULARY, decoder
+from onnx_models import VOCABULARY, Graph, decoder
+from xdsl.dialects.func import FuncOp
 
 from speqc.artifact import Artifact, load_artifact
 from speqc.check import compare
 from speqc.compile import CompileOptions, compile_model
-from speqc.dialects.speq import CacheOp, HistoryOp
+from speqc.dialects.pe import LoadWeightOp
+from speqc.dialects.speq import CacheOp, HistoryOp, View
 from speqc.runtime.decode import DecodeOptions, decode
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.machine import Machine
@@ -56,9 +58,11 @@ FORMS = {form.__name__: form for form in (squared, difference, sigmoid)}
 CASES = [(squared, True), *((form, False) for form in FORMS.values())]
 
 
-def unusual(form: Form, *, caches: bool) -> onnx.ModelProto:
+def unusual(
+    form: Form, *, caches: bool, last: Callable[[Graph, str], str] | None = None
+) -> onnx.ModelProto:
     """A decoder whose first attention takes its shares from `form`."""
-    model = decoder(layers=2, caches=caches)
+    model = decoder(layers=2, caches=caches, last=last)
     nodes = list(model.graph.node)
     place = next(i for i, node in enumerate(nodes) if node.output[0] == "shares_0")
     nodes[place : place + 1] = form(nodes[place].input[0])
@@ -68,11 +72,33 @@ def unusual(form: Form, *, caches: bool) -> onnx.ModelProto:
     return model
 
 
-def compiled(model: onnx.ModelProto, folder: Path) -> Artifact:
+def compiled(model: onnx.ModelProto, folder: Path, **options) -> Artifact:
     onnx.save(model, folder / "model.onnx")
     out = folder / "model.speq"
-    compile_model(folder / "model.onnx", out, CompileOptions(load_target("speq-64x64"), context=64))
+    options = {"context": 64, **options}
+    compile_model(folder / "model.onnx", out, CompileOptions(load_target("speq-64x64"), **options))
     return load_artifact(out)
+
+
+def replaced(model: onnx.ModelProto, output: str, *nodes: onnx.NodeProto) -> onnx.ModelProto:
+    """The model with other nodes in the place of the one that makes `output`."""
+    old = list(model.graph.node)
+    place = next(i for i, node in enumerate(old) if node.output[0] == output)
+    old[place : place + 1] = nodes
+    del model.graph.node[:]
+    model.graph.node.extend(old)
+    return model
+
+
+def filled(model: onnx.ModelProto, filler: float, larger: float = 1.0) -> onnx.ModelProto:
+    """The model with another number for what its mask hides, and larger scores."""
+    for tensor in model.graph.initializer:
+        if tensor.name == "filler":
+            tensor.CopyFrom(numpy_helper.from_array(np.array(filler, np.float16), "filler"))
+        elif tensor.name in ("w_query_0", "w_key_0"):
+            array = numpy_helper.to_array(tensor) * np.float16(larger)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    return model
 
 
 @pytest.fixture(
@@ -189,3 +215,127 @@ def test_what_follows_the_number_of_tokens_is_refused(tmp_path: Path):
 
     with pytest.raises(SpeqcError, match="computes with the number of tokens"):
         compiled(unusual(mean, caches=False), tmp_path)
+
+
+def both_ways_from(model: onnx.ModelProto, first: int) -> onnx.ModelProto:
+    """The model whose tokens from position `first` on see each other, later ones too."""
+    (node,) = (node for node in model.graph.node if node.output[0] == "allowed")
+    keys, queries = node.input
+    model.graph.initializer.append(numpy_helper.from_array(np.array(first), "first"))
+    return replaced(
+        model,
+        "allowed",
+        helper.make_node("LessOrEqual", [keys, queries], ["earlier"]),
+        helper.make_node("GreaterOrEqual", [keys, "first"], ["far_keys"]),
+        helper.make_node("GreaterOrEqual", [queries, "first"], ["far_queries"]),
+        helper.make_node("And", ["far_keys", "far_queries"], ["far"]),
+        helper.make_node("Or", ["earlier", "far"], ["allowed"]),
+    )
+
+
+@pytest.mark.parametrize("form", [squared, sigmoid])
+def test_a_mask_that_lets_later_tokens_through_at_length_cuts_the_context(form: Form, tmp_path):
+    model = both_ways_from(unusual(form, caches=False), 40)
+    artifact = compiled(model, tmp_path, context=None)
+    # Of 41 tokens only the last one stands at position 40 or behind it.
+    assert artifact.context == 41
+    machine = machine_of(artifact)
+    tokens = (TOKENS * 2)[:41]
+    whole = machine.call("full", tokens)
+    machine.reset()
+    assert machine.call("full", tokens[:40]).tobytes() == whole[:40].tobytes()
+    with pytest.raises(SpeqcError, match="is more than 41 positions"):
+        compiled(model, tmp_path, context=64)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("filler", [-20, -100, -1000])
+def test_a_mask_that_hides_small_scores_only_is_refused(form: str, filler: float, tmp_path: Path):
+    with pytest.raises(SpeqcError, match=r"nor can each step recompute.*later tokens"):
+        compiled(filled(unusual(FORMS[form], caches=False), filler, larger=8), tmp_path)
+
+
+@pytest.mark.parametrize("threshold", [4, 100, 60_000])
+def test_weights_that_no_mask_makes_zero_are_refused(threshold: float, tmp_path: Path):
+    model = unusual(sigmoid, caches=False)
+    scores = next(node for node in model.graph.node if node.output[0] == "masked_0").input[0]
+    number = numpy_helper.from_array(np.array(threshold, np.float16), "threshold")
+    model.graph.initializer.append(number)
+    model = replaced(
+        model,
+        "shares_0",
+        helper.make_node("Sub", [scores, "threshold"], ["less"]),
+        helper.make_node("Relu", ["less"], ["shares_0"]),
+    )
+    with pytest.raises(SpeqcError, match=r"nor can each step recompute.*later tokens"):
+        compiled(model, tmp_path)
+
+
+@pytest.mark.parametrize("by", ["tokens", "rows"])
+@pytest.mark.parametrize("operator", ["Gather", "GatherElements", "GatherND"])
+def test_rows_picked_by_what_tokens_say_are_refused(by: str, operator: str, tmp_path: Path):
+    def pick(g: Graph, hidden: str) -> str:
+        rows = g.node("Squeeze", [hidden, g.integers("batch_axis", [0])], "rows")
+        if by == "tokens":
+            places = g.node("Squeeze", ["tokens", "batch_axis"], "places")
+        else:
+            total = g.node("ReduceSum", [rows, g.integers("last_axis", [-1])], "sums", keepdims=0)
+            places = g.node("Cast", [g.node("Abs", [total], "sizes")], "places", to=7)
+        if operator != "Gather":
+            places = g.node("Unsqueeze", [places, g.integers("behind", [1])], "column_of_places")
+        if operator == "GatherElements":
+            sizes = g.node("Shape", [rows], "sizes_of_rows")
+            places = g.node("Expand", [places, sizes], "wide_places")
+        picked = g.node(operator, [rows, places], "picked")
+        back = g.node("Unsqueeze", [picked, "batch_axis"], "picked_rows")
+        return g.node("Add", [hidden, back], "with_picked")
+
+    with pytest.raises(SpeqcError, match=r"nor can each step recompute.*picks rows of tokens"):
+        compiled(unusual(squared, caches=False, last=pick), tmp_path)
+
+
+def test_a_mask_that_numbers_of_tokens_lift_is_refused(tmp_path: Path):
+    model = unusual(squared, caches=False)
+    (node,) = (node for node in model.graph.node if node.output[0] == "allowed")
+    keys, queries = node.input
+    model = replaced(
+        model,
+        "allowed",
+        helper.make_node("LessOrEqual", [keys, queries], ["earlier"]),
+        helper.make_node("Unsqueeze", ["tokens", "at2"], ["limits"]),
+        helper.make_node("Less", [keys, "limits"], ["within"]),
+        helper.make_node("Or", ["earlier", "within"], ["allowed"]),
+    )
+    with pytest.raises(SpeqcError, match="later tokens"):
+        compiled(model, tmp_path)
+
+
+@pytest.mark.parametrize("caches", [True, False])
+def test_a_pattern_for_no_weight_is_no_reason_to_recompute(caches: bool, tmp_path: Path):
+    model = decoder(layers=2, caches=caches)
+    for views in ("layers.0.up=8", "nothing=8"):
+        with pytest.raises(
+            SpeqcError, match=r"matches no weight; there are layers\.0\.q"
+        ) as caught:
+            compiled(model, tmp_path, draft_views=views)
+        assert "recompute" not in str(caught.value)
+    with pytest.raises(SpeqcError, match="'nothing' matches no weight") as caught:
+        compiled(unusual(squared, caches=caches), tmp_path, draft_views="nothing=8")
+    assert "recompute" not in str(caught.value)
+
+
+def test_weights_have_no_place_in_a_layer(tmp_path: Path):
+    model = unusual(squared, caches=False)
+    with pytest.raises(SpeqcError, match=r"'layers\.\*' matches no weight; there are .*w_query_0"):
+        compiled(model, tmp_path, draft_views="layers.*=8")
+    artifact = compiled(model, tmp_path, draft_views="w_out_0=8,head=12")
+    (draft,) = (op for op in artifact.program.ops if isinstance(op, FuncOp) and _is_draft(op))
+    loads = [op for op in draft.body.block.ops if isinstance(op, LoadWeightOp)]
+    views = {op.weight.string_value(): op.stream.type.content.view for op in loads}
+    assert views.pop("w_out_0") is View.WIDE8
+    assert views.pop("head") is View.WIDE12
+    assert set(views.values()) == {View.DRAFT}
+
+
+def _is_draft(op: FuncOp) -> bool:
+    return op.sym_name.data == "draft"

@@ -15,7 +15,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from speqc.runtime.bsfp import BLOCK, Encoded, draft_patterns, encode_block, row_weights
+from speqc.runtime.bsfp import BLOCK, Encoded, draft_values, encode_block, row_weights
 from speqc.runtime.codebook import CodeBook, scale_class
 from speqc.runtime.matmul import matmul_full
 from speqc.runtime.moments import Metric
@@ -162,7 +162,7 @@ class _Panel:
 
     def errors_of(self, encoded: Encoded) -> NDArray[np.float32]:
         """Weights less draft values, float32[K, 64]."""
-        levels = draft_patterns(self.book)[encoded.codes].view(np.float16).astype(np.float32)
+        levels = draft_values(encoded.codes, self.book).astype(np.float32)
         scales = np.abs(encoded.scales).astype(np.float32).repeat(self.size, axis=0)
         draft = levels * scales[: len(levels)]
         return np.where(self.finite, self.weights - draft, np.float32(0))
@@ -230,7 +230,7 @@ class _Panel:
         With `keep_codes` a scale may move only to where the codes of its group stay allowed, else
         to where some table holds the group: the codes are then to be chosen anew.
         """
-        drafts = self._signed_levels()
+        drafts = draft_values(self._nibbles(), self.book).astype(np.float32)
         scales = np.abs(self.patterns.view(np.float16)).astype(np.float64)
         wanted = scales + self._scale_steps(drafts)
         rounded = np.clip(np.where(self.finite, wanted, scales), 0, 65504).astype(np.float16)
@@ -245,10 +245,9 @@ class _Panel:
         )
         self.errors = self.errors_of(self.encoded())
 
-    def _signed_levels(self) -> NDArray[np.float32]:
-        """Draft values before scaling, float32[K, 64]."""
-        nibbles = self.codes | (self.bits >> 15 << 3).astype(np.uint8)
-        return draft_patterns(self.book)[nibbles].view(np.float16).astype(np.float32)
+    def _nibbles(self) -> NDArray[np.uint8]:
+        """The codes as they are stored, with the weights' signs, uint8[K, 64]."""
+        return self.codes | (self.bits >> 15 << 3).astype(np.uint8)
 
     def _scale_steps(self, drafts: NDArray[np.float32]) -> NDArray[np.float64]:
         """What to add to the scales for the least squared error of the output, float64[G, 64]."""
@@ -269,7 +268,7 @@ class _Panel:
         rows = len(self.bits)
         classes = scale_class(self.patterns).repeat(self.size, axis=0)[:rows]
         slots = self.book.slots[classes, self.codes, self.fields].astype(np.uint16)
-        codes = self.codes | (self.bits >> 15 << 3).astype(np.uint8)
+        codes = self._nibbles()
         rest = (slots << np.uint16(10)) | (self.bits & np.uint16(1023))
         scales = self.patterns.copy()
         for part in (codes, rest, scales):

@@ -59,11 +59,6 @@ class Moments:
         lower = np.tril(self._sum)
         return lower + np.tril(lower, -1).T
 
-    def merge(self, other: "Moments") -> None:
-        """Add the rows of `other`, for a weight that several inputs meet."""
-        self._sum += other._sum
-        self.rows += other.rows
-
 
 @dataclass(frozen=True)
 class Metric:

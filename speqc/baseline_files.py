@@ -14,7 +14,7 @@ from xdsl.utils.arg_spec import ParameterType
 from speqc.passes.quantize_weights import ROW_OPS
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.near_names import unknown_key
-from speqc.strict_toml import find_file, read_toml, shipped_files
+from speqc.strict_toml import check_values, find_file, read_toml, shipped_files
 
 WIDTHS: Mapping[str, tuple[int, int]] = {
     "weight_bits": (2, 16),
@@ -90,14 +90,7 @@ def load_baseline(name_or_path: str) -> Baseline:
 def _read(file: Traversable, where: str) -> Baseline:
     values = read_toml(file, where, "baseline")
     sources = values.pop("sources", None)
-    for key in values:
-        if key not in KEYS:
-            raise SpeqcError(f"{where}: {unknown_key(key, KEYS)}")
-    for key in KEYS:
-        if key not in values:
-            raise SpeqcError(f"{where}: {key} is missing; expected {_expectation(key)}")
-        if not _is_valid(key, values[key]):
-            raise SpeqcError(f"{where}: {key} must be {_expectation(key)}, got {values[key]!r}")
+    check_values(values, KEYS, where, _is_valid, _expectation)
     _check_sources(sources, where)
     values |= {key: tuple(values[key]) for key in OPS}
     return Baseline(name=file.name.removesuffix(".toml"), **values, sources=sources)

@@ -9,8 +9,7 @@ from typing import Any
 
 from speqc.decoder_shape import DecoderShape
 from speqc.runtime.errors import SpeqcError
-from speqc.runtime.near_names import unknown_key
-from speqc.strict_toml import find_file, read_toml, shipped_files
+from speqc.strict_toml import check_values, find_file, read_toml, shipped_files
 
 LARGEST = 1 << 24
 
@@ -53,14 +52,7 @@ def load_shape(name_or_path: str) -> DecoderShape:
 
 def _read(file: Traversable, where: str) -> DecoderShape:
     values = read_toml(file, where, "shape")
-    for key in values:
-        if key not in KEYS:
-            raise SpeqcError(f"{where}: {unknown_key(key, KEYS)}")
-    for key in KEYS:
-        if key not in values:
-            raise SpeqcError(f"{where}: {key} is missing; expected {_expectation(key)}")
-        if not _is_valid(key, values[key]):
-            raise SpeqcError(f"{where}: {key} must be {_expectation(key)}, got {values[key]!r}")
+    check_values(values, KEYS, where, _is_valid, _expectation)
     if values["heads"] % values["kv_heads"]:
         raise SpeqcError(
             f"{where}: kv_heads must divide heads, got {values['kv_heads']} for {values['heads']}"

@@ -2,12 +2,14 @@
 
 import re
 import tomllib
+from collections.abc import Callable, Collection, Mapping
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 from speqc.runtime.errors import SpeqcError
+from speqc.runtime.near_names import unknown_key
 
 
 def shipped_files(folder: str) -> dict[str, Traversable]:
@@ -53,6 +55,27 @@ def read_toml(
     except ValueError as reason:
         line = _quoted_line(text, reason)
         raise error(f"{where}: not valid TOML: {reason}{line}") from reason
+
+
+def check_values(
+    values: Mapping[str, Any],
+    keys: Collection[str],
+    where: str,
+    is_valid: Callable[[str, Any], bool],
+    expectation: Callable[[str], str],
+) -> None:
+    """Raise SpeqcError, one line, unless `values` has just these keys, with valid values.
+
+    `expectation` says in words what a key's value must be.
+    """
+    for key in values:
+        if key not in keys:
+            raise SpeqcError(f"{where}: {unknown_key(key, keys)}")
+    for key in keys:
+        if key not in values:
+            raise SpeqcError(f"{where}: {key} is missing; expected {expectation(key)}")
+        if not is_valid(key, values[key]):
+            raise SpeqcError(f"{where}: {key} must be {expectation(key)}, got {values[key]!r}")
 
 
 def _quoted_line(text: str, error: ValueError) -> str:

@@ -5,6 +5,7 @@ from math import sqrt
 
 from speqc.dialects.speq import DRAFT, FULL
 from speqc.runtime.program_timing import ProgramTimer
+from speqc.steady_state import RoundCost, tokens_of_round
 
 LONGEST = 16
 """Tokens of a round at most."""
@@ -69,8 +70,7 @@ class RoundModel:
     def at(self, length: int, noise: float, draft_cycles: float) -> Rating:
         """The same with a given draft length."""
         acceptance = self.acceptance(noise)
-        tokens = sum(acceptance**place for place in range(length + 1))
-        cycles = length * draft_cycles + self.verify_cycles[length - 1]
-        return Rating(
-            noise, acceptance, length, tokens, cycles, tokens * self.plain_cycles / cycles
-        )
+        cost = RoundCost(length, draft_cycles, self.verify_cycles[length - 1])
+        tokens = tokens_of_round(length, acceptance)
+        speedup = cost.speedup(self.plain_cycles, acceptance)
+        return Rating(noise, acceptance, length, tokens, cost.total, speedup)

@@ -23,10 +23,14 @@ class RoundCost(NamedTuple):
     draft: float
     verify: float
 
+    @property
+    def total(self) -> float:
+        """All passes of the round."""
+        return self.length * self.draft + self.verify
+
     def speedup(self, plain: float, acceptance: float) -> float:
         """How many times faster than a pass of cost `plain` for each token."""
-        total = self.length * self.draft + self.verify
-        return plain * tokens_of_round(self.length, acceptance) / total
+        return plain * tokens_of_round(self.length, acceptance) / self.total
 
 
 def round_cost(timer: ProgramTimer, context: int, length: int) -> RoundCost:

@@ -9,14 +9,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from speqc.model_folder import ModelFolder
+from speqc.prompt_sets import CALIBRATION, read_prompts
 from speqc.runtime.errors import SpeqcError
 from speqc.text import encode, encode_chat, load_tokenizer
 
@@ -94,19 +93,19 @@ def _own_prompts(
     if tokenizer is None:
         first = np.random.default_rng(0).integers(0, vocabulary, FIRST_TOKENS)
         return [[token] for token in first.tolist()]
-    lines = files("speqc").joinpath("prompts", "calibration.jsonl").read_text("utf-8").splitlines()
-    prompts = [json.loads(line) for line in lines]
-    if folder.chat_template is None:
-        prompts = [prompt for prompt in prompts if not prompt.get("chat")]
-    return [_prompt_ids(prompt, folder, tokenizer) for prompt in prompts]
+    return [
+        _prompt_ids(prompt.text, prompt.chat, folder, tokenizer)
+        for prompt in read_prompts(CALIBRATION)
+        if not prompt.chat or folder.chat_template is not None
+    ]
 
 
-def _prompt_ids(prompt: dict[str, Any], folder: ModelFolder, tokenizer: Tokenizer) -> list[int]:
-    if not prompt.get("chat"):
-        return encode(tokenizer, prompt["prompt"])
+def _prompt_ids(text: str, chat: bool, folder: ModelFolder, tokenizer: Tokenizer) -> list[int]:
+    if not chat:
+        return encode(tokenizer, text)
     if folder.chat_template is None:
         raise SpeqcError('a prompt says "chat", but the model has no chat template')
-    return encode_chat(tokenizer, folder.chat_template, folder.special_tokens, prompt["prompt"])
+    return encode_chat(tokenizer, folder.chat_template, folder.special_tokens, text)
 
 
 def _read_file(
@@ -154,9 +153,10 @@ def _read_lines(
         except ValueError as error:
             raise SpeqcError(f"--calibration {path}:{number}: not JSON: {error}") from None
         match value:
-            case {"prompt": str()}:
+            case {"prompt": str(prompt)}:
                 kinds.add("prompts")
-                texts.append(_prompt_ids(value, folder, _needed(path, tokenizer)))
+                chat = bool(value.get("chat"))
+                texts.append(_prompt_ids(prompt, chat, folder, _needed(path, tokenizer)))
             case list() if all(type(item) is int for item in value):
                 kinds.add("ids")
                 texts.append(value)

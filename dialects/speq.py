@@ -14,7 +14,7 @@ Weights never stand in the text: a declaration holds a name, a digest and a shap
 """
 
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import auto
 from typing import ClassVar
 
@@ -94,6 +94,9 @@ CODEBOOKS = ("sets", "paper", "naive")
 LEVELS = ("free", "m2", "m1", "fp4", "pow2")
 """Sets of draft levels that the code book `sets` has tables for."""
 
+COPIES: Mapping[str, int | None] = {"int4": None, "mxfp4": 32, "nvfp4": 16}
+"""Formats of separate 4-bit copies: how many weights share a scale, None where any number may."""
+
 FLOAT = base(Float16Type) | base(Float32Type)
 """Element types that a step computes in."""
 
@@ -121,8 +124,9 @@ class View(StrEnum):
 class ViewAttr(EnumAttribute[View], SpacedOpaqueSyntaxAttribute):
     """Which of the four planes of nibbles are read, and so how near the FP16 weight is.
 
-    `draft`: the first, a level times the group's scale. `wide8`, `wide12`: two or three, the exact
-    sign and exponent with the two or six leading mantissa bits. `full`: all, the exact weight.
+    `draft`: the first, a level times the group's scale; or the weight's copy. `wide8`, `wide12`:
+    two or three, the exact sign and exponent with the two or six leading mantissa bits. `full`:
+    all, the exact weight.
     """
 
     name = "speq.view_kind"
@@ -177,7 +181,9 @@ class WeightOp(IRDLOperation):
     tensor or part, or "none" where nothing but its type is known. `codebook`,
     `group_size` and `shift` (the weight is scaled by 2^-shift before it is encoded) stand on split
     weights, and with the code book `sets` its set of `levels` (`free` unless it is named);
-    `kept` gives the reason why a weight stays plain FP16. `stored_bits` stands on the weights of a
+    `kept` gives the reason why a weight stays plain FP16. `copy` stands on a weight that is stored
+    as plain FP16 and once more in a 4-bit format, for drafts; with `group_size`, and in `nvfp4` a
+    `shift` (the tensor's scale is 2^shift). `stored_bits` stands on the weights of a
     quantised model: a machine reads that many bits a weight, and a 16-bit scale per `group_size`
     weights along K. Such a program is timed, never computed.
     """
@@ -196,6 +202,7 @@ class WeightOp(IRDLOperation):
     shift = opt_prop_def(IntegerAttr[I64])
     kept = opt_prop_def(StringAttr)
     stored_bits = opt_prop_def(IntegerAttr[I64])
+    copy = opt_prop_def(StringAttr)
     exponents = opt_prop_def(DenseArrayBase.constr(i64))
     zeros = opt_prop_def(IntegerAttr[I64])
 
@@ -240,6 +247,11 @@ class WeightOp(IRDLOperation):
         return self.codebook is not None
 
     @property
+    def has_draft(self) -> bool:
+        """Whether drafts may read fewer bits: of the weight itself, or of a copy."""
+        return self.is_split or self.copy is not None
+
+    @property
     def level_set(self) -> str | None:
         """The set of draft levels of a weight in the code book `sets`; else None."""
         if self.codebook != StringAttr("sets"):
@@ -259,6 +271,9 @@ class WeightOp(IRDLOperation):
             raise VerifyException(f"part must not be negative, got {self.part.value.data}")
         if self.stored_bits is not None:
             self._verify_stored(self.stored_bits.value.data)
+            return
+        if self.copy is not None:
+            self._verify_copy(self.copy.data)
             return
         if self.codebook is None:
             if self.group_size is not None or self.shift is not None or self.levels is not None:
@@ -283,8 +298,23 @@ class WeightOp(IRDLOperation):
             raise VerifyException(
                 "a weight with stored_bits has no codebook, levels, shift or kept"
             )
+        if self.copy is not None:
+            raise VerifyException("a weight with stored_bits has no copy")
         if self.group_size is None or self.group_size.value.data < 1:
             raise VerifyException("a weight with stored_bits needs a positive group_size")
+
+    def _verify_copy(self, copy: str) -> None:
+        if copy not in COPIES:
+            raise VerifyException(f'unknown copy "{copy}", expected one of {", ".join(COPIES)}')
+        if any(field is not None for field in (self.codebook, self.levels, self.kept)):
+            raise VerifyException("a weight with a copy has no codebook, levels or kept")
+        if self.shift is not None and copy != "nvfp4":
+            raise VerifyException(f'a shift is for nvfp4 copies, not "{copy}"')
+        if self.group_size is None or self.group_size.value.data < 1:
+            raise VerifyException("a weight with a copy needs a positive group_size")
+        fixed, size = COPIES[copy], self.group_size.value.data
+        if fixed is not None and size != fixed:
+            raise VerifyException(f'copies in "{copy}" have groups of {fixed}, got {size}')
 
     def _verify_levels(self, levels: str) -> None:
         if self.codebook != StringAttr("sets"):

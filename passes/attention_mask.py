@@ -17,6 +17,7 @@ from speqc.passes.attention_scores import Mask
 from speqc.passes.matching import fail
 from speqc.passes.probe import Probe
 from speqc.passes.step_samples import LONG_PASTS, Step, StepProbes, StepSampler
+from speqc.runtime.counted import counted
 
 ROWS, PASTS = (1, 2, 5, 16), (0, 1, 7, 33)
 """Numbers of new tokens and of past positions that masks are evaluated for, all combinations."""
@@ -157,7 +158,7 @@ class MaskReader:
                 raise fail(
                     masks[-1].op if masks else op,
                     f"the mask is neither causal nor causal with a sliding window "
-                    f"(seen with {rows} tokens behind {past} positions)",
+                    f"(seen with {_step(rows, past)})",
                 )
         return window
 
@@ -247,8 +248,8 @@ class MaskReader:
             reason = "stands in a table of the file, not in operations that compute it"
             if any(True for _ in self.samples(mask.value)):
                 reason = (
-                    f"can't be computed for {rows} tokens behind {past} positions, only for a "
-                    "prompt or a single token (onnxruntime-genai: build it for cuda or dml)"
+                    f"can't be computed for {_step(rows, past)}, only for a prompt or a single "
+                    "token (onnxruntime-genai: build it for cuda or dml)"
                 )
             raise fail(mask.op, f"what masks or biases the attention scores {reason}")
         sizes = (1, rows, past + rows)
@@ -258,9 +259,7 @@ class MaskReader:
             return np.broadcast_to(value, np.broadcast_shapes(value.shape, sizes))
         except ValueError:
             shape = "x".join(map(str, value.shape))
-            raise fail(
-                mask.op, f"a mask of {shape} does not fit {rows} tokens behind {past} positions"
-            ) from None
+            raise fail(mask.op, f"a mask of {shape} does not fit {_step(rows, past)}") from None
 
     def _probe(self, rows: int, past: int) -> Probe:
         return self._probes.probe(rows, past)
@@ -268,6 +267,10 @@ class MaskReader:
     def _steps(self) -> Iterable[tuple[int, int]]:
         pasts = PASTS if self.sampler.has_caches else (0,)
         return ((rows, past) for rows in ROWS for past in pasts)
+
+
+def _step(rows: int, past: int) -> str:
+    return f"{counted(rows, 'token')} behind {counted(past, 'position')}"
 
 
 def causal_mask(rows: int, past: int, window: int | None) -> NDArray[np.bool_]:

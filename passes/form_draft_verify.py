@@ -41,9 +41,9 @@ from speqc.runtime.module_attributes import recompute_reason
 class FormDraftVerifyPass(ModulePass):
     """Clone the step @full into @draft, which reads draft views, and add the decode programs.
 
-    The programs are @speculative, @autoregressive and @draft_only. A weight that is not split is
-    read in full by the draft too. Prompts go through in chunks of `prompt_chunk` tokens; in a
-    module with a history all at once.
+    The programs are @speculative, @autoregressive and @draft_only. A weight that is neither
+    split nor has a copy is read in full by the draft too. Prompts go through in chunks of
+    `prompt_chunk` tokens; in a module with a history all at once.
     """
 
     name = "form-draft-verify"
@@ -88,11 +88,11 @@ def find_function(module: ModuleOp, name: str) -> FuncOp:
 
 
 def _draft_step(module: ModuleOp, full: FuncOp) -> FuncOp:
-    split = {op.sym_name.data for op in module.ops if isinstance(op, WeightOp) and op.is_split}
+    narrow = {op.sym_name.data for op in module.ops if isinstance(op, WeightOp) and op.has_draft}
     draft = full.clone()
     draft.sym_name = StringAttr(DRAFT)
     for op in list(draft.walk()):
-        if isinstance(op, ViewOp) and op.weight.string_value() in split:
+        if isinstance(op, ViewOp) and op.weight.string_value() in narrow:
             assert isinstance(op.result.type, ViewType)
             rows, columns = op.result.type.shape
             Rewriter.replace_value_with_new_type(op.result, ViewType(rows, columns, View.DRAFT))

@@ -72,7 +72,7 @@ class QuantizeWeightsPass(ModulePass):
         weights = {w.sym_name.data: w for w in op.ops if isinstance(w, WeightOp)}
         for weight in weights.values():
             weight.codebook = weight.levels = weight.group_size = weight.shift = None
-            weight.stored_bits = None
+            weight.stored_bits = weight.copy = None
             weight.kept = StringAttr(EMBEDDING_ONLY)
         for function in step_functions(op):
             heads = set(_heads(function))

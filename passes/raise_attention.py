@@ -37,6 +37,7 @@ from speqc.passes.step_samples import (
     erase_arguments,
     step_arguments,
 )
+from speqc.runtime.counted import counted
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.module_attributes import limit_proved
 
@@ -114,7 +115,8 @@ class _Raiser:
             types = f"keys are {element_type(form.key)}, values {element_type(form.value)}"
             raise fail(form.last, f"{types}; a cache holds one type")
         if shape(form.key)[1] != shape(form.value)[1]:
-            heads = f"keys have {shape(form.key)[1]} heads, values {shape(form.value)[1]}"
+            ours, theirs = (shape(side)[1] for side in (form.key, form.value))
+            heads = f"keys have {counted(ours, 'head')}, values {theirs}"
             raise fail(form.last, f"{heads}; a cache has as many of both")
         name = f"kv{self.layers}"
         self.layers += 1

@@ -162,7 +162,8 @@ class _StepRules:
         assert isinstance(view, ViewType)
         if view.shape != weight.shape:
             raise self._error(op, f"views a {view.shape} weight, declared as {weight.shape}")
-        if view.view != View.FULL and not weight.is_split:
+        exists = weight.has_draft if view.view == View.DRAFT else weight.is_split
+        if view.view != View.FULL and not exists:
             name = weight.sym_name.data
             raise self._error(op, f"weight @{name} is not split: it has no {view.view} view")
         facts = weight_traffic(weight, view.view)._asdict()

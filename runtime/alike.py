@@ -60,7 +60,13 @@ class Forms:
         if isinstance(op, pe.GemmOp) and isinstance(op.weight.owner, pe.LoadWeightOp):
             load = op.weight.owner
             weight = self._weights[load.weight.string_value()]
-            stored = load.tiling, weight.codebook, weight.levels, weight.stored_bits
+            stored = (
+                load.tiling,
+                weight.codebook,
+                weight.levels,
+                weight.copy,
+                weight.stored_bits,
+            )
             return tuple(None if own is None else self._number(own) for own in stored)
         return ()
 

@@ -8,7 +8,7 @@ result never depends on how a tensor was cut into blocks of columns.
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numba
@@ -263,23 +263,31 @@ def row_weights(importance: NDArray[np.float32] | None, rows: int) -> NDArray[np
 def for_each(items: range, work: Callable[[int], None]) -> None:
     """Call `work` for each item, in threads where there are several (the kernels drop the GIL).
 
-    A call within `work` stays in its thread. The first exception cancels what has not begun.
+    A call within `work` stays in its thread. The first exception, or an interruption, cancels what
+    has not begun, in calls within `work` too.
     """
+    stop: threading.Event | None = getattr(_thread, "stop", None)
     workers = min(len(items), processors())
-    if workers <= 1 or getattr(_thread, "is_worker", False):
+    if workers <= 1 or stop is not None:
         for item in items:
+            if stop is not None and stop.is_set():
+                raise CancelledError
             work(item)
         return
-    with ThreadPoolExecutor(workers, initializer=_mark_worker) as pool:
-        for _ in pool.map(work, items):
-            pass
+    stop = threading.Event()
+    with ThreadPoolExecutor(workers, initializer=_mark_worker, initargs=(stop,)) as pool:
+        try:
+            for _ in pool.map(work, items):
+                pass
+        finally:
+            stop.set()
 
 
 _thread = threading.local()
 
 
-def _mark_worker() -> None:
-    _thread.is_worker = True
+def _mark_worker(stop: threading.Event) -> None:
+    _thread.stop = stop
 
 
 def processors() -> int:

@@ -186,22 +186,6 @@ def fit(book: CodeBook, exponent_histogram: NDArray[np.int64], zeros: int) -> Fi
     return Fit(True, shift, "")
 
 
-def exponent_histogram(bits: NDArray[np.uint16]) -> tuple[NDArray[np.int64], int]:
-    """Count the exponent fields of FP16 patterns (any shape, memory-mapped or strided).
-
-    Returns:
-        int64[32] with the number of weights for each field (zeros count under 0), and the number of
-        zeros (+0 and -0).
-    """
-    counts = np.zeros(EXPONENTS + 1, np.int64)
-    if bits.flags.f_contiguous:
-        bits = bits.T
-    chunks = [bits] if bits.flags.c_contiguous or bits.ndim < 2 else bits
-    for chunk in chunks:
-        count_exponents(np.ascontiguousarray(chunk).reshape(-1), counts)
-    return counts[:EXPONENTS], int(counts[EXPONENTS])
-
-
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def count_exponents(bits, counts):
     """Add to counts int64[33] how many of uint16[size] have each exponent field; last: zeros."""

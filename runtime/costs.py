@@ -17,6 +17,8 @@ from speqc.runtime.timing import Array, Load, Unit
 VALUE_BYTES = 2
 DRAFT_BITS = 4
 FULL_BITS = 16
+SCALE_BITS = 16
+"""Bits of a group's scale, but for formats of copies."""
 
 
 class CostError(SpeqcError):
@@ -141,6 +143,7 @@ def tile_weight(
     weight_bits: int,
     group_size: int | None,
     mantissa_bits: int = 0,
+    group_bits: int = SCALE_BITS,
 ) -> WeightTiling:
     """Tile a KxN weight, as many tiles to a block as one weight bank holds.
 
@@ -150,7 +153,7 @@ def tile_weight(
     depth = target.array_rows * lanes_for(weight_bits, mantissa_bits, target)
     tile_bytes = depth * columns * weight_bits // 8
     if group_size is not None:
-        tile_bytes += _ceil(depth * columns * VALUE_BYTES, group_size)
+        tile_bytes += _ceil(depth * columns * group_bits, 8 * group_size)
     if tile_bytes > target.weight_bank_bytes:
         raise CostError(
             f"target {target.name}: a weight bank of {target.weight_bank_bytes} bytes cannot hold "
@@ -171,26 +174,33 @@ def gemm(
     weight_bits: int,
     group_size: int | None,
     mantissa_bits: int = 0,
+    group_bits: int = SCALE_BITS,
 ) -> StreamCost:
     """Cost of an ``m x k`` by ``k x n`` product on the array, its weights streamed from DRAM.
 
     ``weight_bits`` is the width that is read: 16 in full mode (also for weights kept as FP16), 4 in
     draft mode, 8 or 12 for the wider nested views. ``group_size`` is None where no scales are read;
-    otherwise 2 bytes are, per group along K and column, which the full view needs too where the
-    scale picks its table. ``mantissa_bits`` are those of what is multiplied (see ``lanes_for``).
+    otherwise ``group_bits`` are, per group along K and column, which the full view needs too where
+    the scale picks its table. ``mantissa_bits`` are those of what is multiplied (``lanes_for``).
     Raises CostError where not even one PE tile fits a weight bank.
 
     A PE tile takes ``max(array_rows, m)`` cycles: the next one's shift-in, or the rows of
     activations if they are more.
     """
     tiling = tile_weight(
-        k, n, target, weight_bits=weight_bits, group_size=group_size, mantissa_bits=mantissa_bits
+        k,
+        n,
+        target,
+        weight_bits=weight_bits,
+        group_size=group_size,
+        mantissa_bits=mantissa_bits,
+        group_bits=group_bits,
     )
     stored_k = _ceil(k, target.array_rows) * target.array_rows
     stored_n = tiling.grid[1] * tiling.columns
     stream_bytes = stored_k * stored_n * weight_bits // 8
     if group_size is not None:
-        stream_bytes += _ceil(k, group_size) * stored_n * VALUE_BYTES
+        stream_bytes += _ceil(_ceil(k, group_size) * stored_n * group_bits, 8)
     tiles, block_tiles = tiling.grid[0] * tiling.grid[1], tiling.per_block
     return _stream(
         "array",

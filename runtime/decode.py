@@ -12,6 +12,7 @@ from xdsl.ir import Block, Operation, Region, SSAValue
 
 from speqc.dialects import speq
 from speqc.runtime.calls import Call
+from speqc.runtime.counted import counted
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.machine import Machine
 from speqc.runtime.program_timing import ProgramTimer
@@ -119,8 +120,8 @@ def check_prompt(machine: Machine, prompt: Sequence[int], new_tokens: int) -> No
             )
     if len(prompt) + new_tokens > machine.context:
         raise SpeqcError(
-            f"a prompt of {len(prompt)} tokens and {new_tokens} new ones do not fit the context "
-            f"of {machine.context}"
+            f"a prompt of {counted(len(prompt), 'token')} and {new_tokens:,} new ones do not fit "
+            f"the context of {machine.context:,}"
         )
 
 

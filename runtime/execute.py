@@ -17,6 +17,7 @@ from speqc.dialects.speq import View, ViewType
 from speqc.runtime.attention import KVCache, attention
 from speqc.runtime.attention_attributes import attention_spec
 from speqc.runtime.causal import causal_matmul, causal_softmax
+from speqc.runtime.counted import counted
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.ir_values import dense_array, numpy_dtype, python_values
 from speqc.runtime.matmul import matmul_draft, matmul_full
@@ -142,6 +143,16 @@ class Step:
             return results
 
         return count
+
+    def run_behind(
+        self, history: NDArray[np.int64], tokens: NDArray[np.int64], observe: Observer | None
+    ) -> NDArray:
+        """Logits [M, vocabulary] of `tokens` [M] behind a `history`, both run through anew.
+
+        For a program without caches.
+        """
+        whole = np.concatenate([history, tokens])
+        return self.run(whole, [Part(len(whole), 0, {})], observe)[len(history) :]
 
     def run(
         self, tokens: NDArray[np.int64], parts: Sequence[Part], observe: Observer | None = None
@@ -315,7 +326,7 @@ def _look_up(table: NDArray, indices: NDArray) -> Sequence[NDArray]:
     if indices.size and not (-rows <= indices.min() and indices.max() < rows):
         raise SpeqcError(
             f"pe.lookup: an index from {indices.min()} to {indices.max()} is outside a table of "
-            f"{rows} rows"
+            f"{counted(rows, 'row')}"
         )
     return (table[indices],)
 

@@ -17,19 +17,15 @@ from numpy.typing import NDArray
 
 from speqc.runtime.bsfp import BLOCK, Encoded, draft_values, encode_block, row_weights
 from speqc.runtime.codebook import CodeBook, scale_class
-from speqc.runtime.matmul import matmul_full
+from speqc.runtime.column_errors import ColumnErrors, Sweep, solve
+from speqc.runtime.likely_columns import LikelyColumns
+from speqc.runtime.likely_tokens import LikelyRows
 from speqc.runtime.moments import Metric
 
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 ROUNDS = 2
 """Times that scales and then codes are improved in turns."""
-
-_STRIPE = 32
-"""Rows between two products with the errors so far."""
-
-_RIDGE = 1e-6
-"""Part of the mean diagonal that keeps a refit of scales solvable."""
 
 _INFINITY = np.uint16(0x7C00)
 
@@ -56,10 +52,19 @@ def choose(
     shift: int,
     metric: Metric,
     rounds: int = ROUNDS,
+    likely: LikelyRows | None = None,
 ) -> Chosen:
     """Encode uint16[K, N] as `choose_block` does, 64 columns at a time; the result has N."""
     parts = [
-        choose_block(bits[:, start : start + BLOCK], book, group_size, shift, metric, rounds)
+        choose_block(
+            bits[:, start : start + BLOCK],
+            book,
+            group_size,
+            shift,
+            metric,
+            rounds,
+            None if likely is None else likely.columns(start, start + BLOCK),
+        )
         for start in range(0, bits.shape[1], BLOCK)
     ]
     n = bits.shape[1]
@@ -82,16 +87,19 @@ def choose_block(
     shift: int,
     metric: Metric,
     rounds: int = ROUNDS,
+    likely: LikelyRows | None = None,
 ) -> Chosen:
     """Encode at most 64 columns for a small error of the layer's output.
 
     No column's error is larger than that of `bsfp.encode` without importance, as far as FP32 can
-    tell. A column with Inf or NaN keeps what that chooses.
+    tell, but for columns with `likely` rows: those are judged by these rows in the end. A column
+    with Inf or NaN keeps what `bsfp.encode` chooses.
 
     Args:
         bits, book, group_size, shift: as in `bsfp.encode_block`, whose result this has.
         metric: of the layer's input, as wide as the block is deep.
         rounds: times that scales and then codes are improved in turns.
+        likely: for the head, where the tokens of these columns were likely.
 
     Raises:
         SpeqcError: as `bsfp.encode`.
@@ -101,23 +109,25 @@ def choose_block(
     before = panel.loss(panel.errors_of(plain))
     best, least = plain, before.copy()
 
-    def keep(found: Encoded) -> None:
+    def keep(found: Encoded, columns: NDArray[np.bool_] | None = None) -> None:
         loss = panel.loss(panel.errors_of(found))
-        better = loss < least
-        least[better] = loss[better]
+        taken = loss < least if columns is None else columns
+        least[taken] = loss[taken]
         for kept, new in zip(_arrays(best), _arrays(found), strict=True):
-            kept[:, better] = new[:, better]
+            kept[:, taken] = new[:, taken]
 
     keep(panel.nearest(metric.importance))
     panel.start(best)
     panel.settle()
     panel.refit(keep_codes=False)
     panel.settle()
-    for _ in range(rounds):
-        panel.refit(keep_codes=True)
-        panel.descend()
-    panel.refit(keep_codes=True)
+    panel.improve(rounds)
     keep(panel.encoded())
+    if likely is not None and likely.judged.any():
+        panel.start(best)
+        panel.judge = LikelyColumns(metric, likely)
+        panel.improve(rounds)
+        keep(panel.encoded(), likely.judged & panel.finite)
     return Chosen(best, before, least, panel.loss(panel.weights))
 
 
@@ -132,6 +142,7 @@ class _Panel:
         weights: float32[K, 64], 0 in columns with Inf or NaN. `errors`: weights less draft.
         fields: uint8[K, 64], exponents as they are stored.
         codes: uint8[K, 64]; patterns: uint16[G, 64], bits of the scales.
+        judge: says how errors count.
     """
 
     def __init__(
@@ -142,7 +153,8 @@ class _Panel:
         shift: int,
         metric: Metric,
     ):
-        self.book, self.size, self.shift, self.metric = book, group_size, shift, metric
+        self.book, self.size, self.shift = book, group_size, shift
+        self.judge = self._shared = ColumnErrors(metric)
         self.source = bits
         self.columns = bits.shape[1]
         self.bits = np.zeros((len(bits), BLOCK), np.uint16)
@@ -169,12 +181,7 @@ class _Panel:
 
     def loss(self, errors: NDArray[np.float32]) -> NDArray[np.float64]:
         """Squared error of the layer's output for each column, float64[64]."""
-        exact = errors.astype(np.float64)
-        damped = np.sum(exact * self._times(self.metric.moments, errors), axis=0)
-        return np.maximum(damped - self.metric.damping * np.sum(exact * exact, axis=0), 0)
-
-    def _times(self, matrix: NDArray[np.float32], panel: NDArray[np.float32]) -> NDArray:
-        return matmul_full(matrix, np.ascontiguousarray(panel)[None], BLOCK, np.float32)
+        return self._shared.loss(errors)
 
     def start(self, encoded: Encoded) -> None:
         """Begin with these codes and scales."""
@@ -184,45 +191,43 @@ class _Panel:
 
     def settle(self) -> None:
         """Choose all codes anew, each with its share of the errors before it."""
-        self._sweep(self.metric.feedback, causal=True)
+        self._visit(self.judge.settle)
 
     def descend(self) -> None:
         """Choose each code anew with all others as they are: no step makes the output worse."""
-        self._sweep(self.metric.descent, causal=False)
+        self._visit(self.judge.descend)
 
-    def _sweep(self, coupling: NDArray[np.float32], *, causal: bool) -> None:
-        """Visit rows in the metric's order: each takes the level nearest to its weight plus its
-        row of `coupling` times the errors; those of later rows count unless `causal`.
-        """
+    def improve(self, rounds: int) -> None:
+        """Better scales and codes in turns, and scales once more."""
+        for _ in range(rounds):
+            self.refit(keep_codes=True)
+            self.descend()
+        self.refit(keep_codes=True)
+
+    def _visit(self, sweep: Sweep) -> None:
+        """Let each row take the allowed levels that are nearest to what a sweep aims at."""
         if not self.book.scale_indexed:
             return
-        order = self.metric.order
-        errors = np.ascontiguousarray(self.errors[order])
         magnitudes = np.abs(self.patterns.view(np.float16)).astype(np.float32)
-        scales = (self.patterns, magnitudes, self.size)
-        for first in range(0, len(order), _STRIPE):
-            stop = min(first + _STRIPE, len(order))
-            reach = first if causal else len(order)
-            if causal:
-                errors[first:stop] = 0
-            target = self.weights[order[first:stop]]
-            if reach:
-                rows = np.ascontiguousarray(coupling[first:stop, :reach])
-                target += self._times(rows, errors[:reach])
+
+        def choose(rows: NDArray, target: NDArray, inner: NDArray, errors: NDArray) -> None:
             _choose_rows(
-                order[first:stop],
+                rows,
                 target,
-                np.ascontiguousarray(coupling[first:stop, first:stop]),
+                inner,
                 self.weights,
                 self.fields,
-                *scales,
+                self.patterns,
+                magnitudes,
+                self.size,
                 self.levels,
                 self.book.allowed,
                 self.codes,
-                errors[first:stop],
+                errors,
             )
-        self.errors = np.empty_like(errors)
-        self.errors[order] = np.where(self.finite, errors, np.float32(0))
+
+        found = sweep(self.weights, self.errors, choose)
+        self.errors = np.where(self.finite, found, np.float32(0))
 
     def refit(self, *, keep_codes: bool) -> None:
         """Give all scales of a column their joint least squares, as far as tables allow.
@@ -251,16 +256,8 @@ class _Panel:
 
     def _scale_steps(self, drafts: NDArray[np.float32]) -> NDArray[np.float64]:
         """What to add to the scales for the least squared error of the output, float64[G, 64]."""
-        h = self.metric.moments
-        groups, size = len(self.patterns), self.size
-        normal = np.zeros((groups, groups, BLOCK))
-        for group in range(groups):
-            start, stop = group * size, (group + 1) * size
-            columns = np.ascontiguousarray(h[start:, start:stop])
-            spread = drafts[start:] * self._times(columns, drafts[start:stop])
-            normal[group:, group] = _group_sums(spread, size)
-        slope = _group_sums(drafts * self._times(h, self.errors), size)
-        _solve(normal, slope)
+        normal, slope = self.judge.normal_equations(drafts, self.errors, self.size)
+        solve(normal, slope)
         return slope
 
     def encoded(self) -> Encoded:
@@ -274,42 +271,6 @@ class _Panel:
         for part in (codes, rest, scales):
             part[:, self.columns :] = 0
         return Encoded(codes, rest, scales.view(np.float16), self.size)
-
-
-def _group_sums(values: NDArray[np.float32], size: int) -> NDArray[np.float64]:
-    """Sums of float32[K, 64] over the rows of each group, float64[G, 64]."""
-    return np.add.reduceat(values.astype(np.float64), np.arange(0, len(values), size), axis=0)
-
-
-@_jit
-def _solve(normal, right):
-    """Solve normal[G, G, 64] x = right[G, 64] column by column into `right`.
-
-    The lower triangles hold symmetric matrices, positive definite once a ridge is added.
-    """
-    size = normal.shape[0]
-    for n in range(right.shape[1]):
-        ridge = 0.0
-        for i in range(size):
-            ridge += normal[i, i, n]
-        ridge = max(ridge / size * _RIDGE, 1e-300)
-        for j in range(size):
-            normal[j, j, n] += ridge
-            for i in range(j, size):
-                for k in range(j):
-                    normal[i, j, n] -= normal[i, k, n] * normal[j, k, n]
-                if i == j:
-                    normal[j, j, n] = np.sqrt(max(normal[j, j, n], ridge))
-                else:
-                    normal[i, j, n] /= normal[j, j, n]
-        for i in range(size):
-            for k in range(i):
-                right[i, n] -= normal[i, k, n] * right[k, n]
-            right[i, n] /= normal[i, i, n]
-        for i in range(size - 1, -1, -1):
-            for k in range(i + 1, size):
-                right[i, n] -= normal[k, i, n] * right[k, n]
-            right[i, n] /= normal[i, i, n]
 
 
 @_jit

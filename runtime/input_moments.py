@@ -56,7 +56,7 @@ def groups(function: FuncOp, names: Iterable[str]) -> list[Group]:
     for op in function.body.block.ops:
         if not isinstance(op, pe.GemmOp):
             continue
-        name, site = _weight_name(op), (op.input, op.predicate)
+        name, site = weight_name(op), (op.input, op.predicate)
         if name not in wanted:
             continue
         group = by_site.get(site) or found.get(name) or Group([], [], _depth(op))
@@ -78,7 +78,8 @@ def _join(group: Group, other: Group, found: dict[str, Group], by_site: dict[Sit
     by_site.update(dict.fromkeys(other.sites, group))
 
 
-def _weight_name(op: pe.GemmOp) -> str:
+def weight_name(op: pe.GemmOp) -> str:
+    """The weight that a product reads."""
     load = op.weight.owner
     assert isinstance(load, pe.LoadWeightOp)
     return load.weight.string_value()
@@ -121,6 +122,11 @@ class InputMoments:
             site: place for place, group in enumerate(batch) for site in group.sites
         }
         self._first: dict[Site, Operation] = {}
+        self._left_out: Sequence[int] = ()
+
+    def leave_out(self, rows: Sequence[int]) -> None:
+        """Name the rows that do not count in the passes from here on."""
+        self._left_out = rows
 
     def observe(
         self, op: Operation, operands: Sequence[Any], results: Sequence[Any]
@@ -136,10 +142,13 @@ class InputMoments:
     def _take(self, place: int, op: pe.GemmOp, operands: Sequence[Any]) -> None:
         x = operands[0]
         rows = x.reshape(-1, x.shape[-1])
+        counts = np.ones(len(rows), np.bool_)
         if op.predicate is not None:
-            rows = rows[operands[-1].reshape(-1)]
+            counts &= operands[-1].reshape(-1)
+        counts[list(self._left_out)] = False
+        rows = rows[counts]
         inputs = self._inputs[place]
-        inputs.pending.append(rows.copy())
+        inputs.pending.append(rows)
         inputs.rows += len(rows)
 
     def flush(self, least: int = PENDING_ROWS) -> None:

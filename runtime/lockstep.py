@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from speqc.dialects.speq import FULL
 from speqc.runtime.attention import KVCache
-from speqc.runtime.errors import SpeqcError
 from speqc.runtime.execute import Observer, Part, Step
 from speqc.runtime.machine import Machine
 
@@ -85,7 +84,7 @@ class Lockstep:
             raise ValueError("a branch comes twice in one pass")
         fed = [np.asarray(rows, np.int64) for rows in tokens]
         for branch, rows in zip(branches, fed, strict=True):
-            self._check_room(branch, len(rows))
+            self.machine.check_room(branch.length, len(rows))
         step = self.machine.step(function)
         run = self._recompute if self.machine.recomputes else self._extend
         logits = run(step, branches, fed, observe)
@@ -116,12 +115,10 @@ class Lockstep:
         observe: Observer | None,
     ) -> list[NDArray]:
         """The same of a program without caches, whose rows meet those of their own prefix."""
-        found = []
-        for branch, rows in zip(branches, fed, strict=True):
-            whole = np.concatenate([branch.tokens, rows])
-            logits = step.run(whole, [Part(len(whole), 0, branch.caches)], observe)
-            found.append(logits[branch.length :])
-        return found
+        return [
+            step.run_behind(branch.tokens, rows, observe)
+            for branch, rows in zip(branches, fed, strict=True)
+        ]
 
     def prefill(
         self,
@@ -143,10 +140,3 @@ class Lockstep:
                 # A copy, so that not all rows of the pass stay in memory.
                 last[place] = logits[-1].copy()
         return last
-
-    def _check_room(self, branch: Branch, count: int) -> None:
-        if branch.length + count > self.machine.context:
-            raise SpeqcError(
-                f"{branch.length} positions are used and {count} more do not fit the context of "
-                f"{self.machine.context}"
-            )

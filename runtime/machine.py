@@ -11,6 +11,7 @@ from xdsl.dialects.func import FuncOp
 from speqc.dialects.speq import FULL, CacheOp, WeightOp
 from speqc.runtime.attention import KVCache
 from speqc.runtime.calls import Call
+from speqc.runtime.counted import counted
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.execute import Observer, Part, Step
 from speqc.runtime.ir_values import numpy_dtype
@@ -89,11 +90,7 @@ class Machine:
         step = self.step(function)
         if not len(tokens) or (chunk is not None and chunk < 1):
             raise ValueError(f"expected tokens and a positive chunk, got {len(tokens)} and {chunk}")
-        if self.length + len(tokens) > self.context:
-            raise SpeqcError(
-                f"{self.length} positions are used and {len(tokens)} more do not fit the context "
-                f"of {self.context}"
-            )
+        self.check_room(self.length, len(tokens))
         rows = np.asarray(tokens, np.int64)
         size = chunk or len(rows)
         parts: list[NDArray] = []
@@ -107,9 +104,9 @@ class Machine:
         self, function: str, step: Step, tokens: NDArray[np.int64], observe: Observer | None
     ) -> NDArray:
         if self.recomputes:
-            self._history = np.concatenate([self._history[: self.length], tokens])
-            prefix = Part(len(self._history), 0, self.caches)
-            logits = step.run(self._history, [prefix], observe)[-len(tokens) :]
+            history = self._history[: self.length]
+            logits = step.run_behind(history, tokens, observe)
+            self._history = np.concatenate([history, tokens])
         else:
             logits = step.run(tokens, [Part(len(tokens), self.length, self.caches)], observe)
         chosen = step.chosen
@@ -120,6 +117,14 @@ class Machine:
             self._routes += [tuple(map(int, column)) for column in chosen.T]
         self.length += len(tokens)
         return logits
+
+    def check_room(self, length: int, count: int) -> None:
+        """Raise SpeqcError where `count` more positions behind `length` do not fit the context."""
+        if length + count > self.context:
+            raise SpeqcError(
+                f"no room for {counted(count, 'token')} behind {counted(length, 'position')} "
+                f"in the context of {self.context:,}"
+            )
 
     def truncate(self, length: int) -> None:
         """Forget all positions from `length` on; raises ValueError where there are fewer."""

@@ -67,6 +67,7 @@ class Metric:
     Attributes:
         moments: float32[K, K], H over its mean diagonal, with `damping` added to the diagonal.
         damping: that number.
+        power: mean square of the inputs, which is what the moments are in units of.
         order: int64[K], rows of the weight by falling diagonal, the lower index first in ties.
         feedback: float32[K, K], in that order. With H = (U + I) D (U + I)^T for a strictly upper U,
             row j holds column j of U: what row j of the weight takes up of the errors before it.
@@ -75,6 +76,7 @@ class Metric:
 
     moments: NDArray[np.float32]
     damping: float
+    power: float
     order: NDArray[np.int64]
     feedback: NDArray[np.float32]
     descent: NDArray[np.float32]
@@ -101,7 +103,8 @@ def metric(moments: Moments, damping: float = DAMPING) -> Metric | None:
     ordered = h[np.ix_(order, order)]
     descent = (ordered / np.diagonal(ordered)[:, None]).astype(np.float32)
     np.fill_diagonal(descent, 0)
-    return Metric(h.astype(np.float32), damping, order, feedback(ordered), descent)
+    power = mean / moments.rows
+    return Metric(h.astype(np.float32), damping, power, order, feedback(ordered), descent)
 
 
 def feedback(h: NDArray[np.float64]) -> NDArray[np.float32]:

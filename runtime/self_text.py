@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,9 @@ from speqc.runtime.norms import softmax
 
 AT_ONCE = 32
 """Sequences that are written together."""
+
+TEMPERATURE = 0.7
+"""What text is drawn at: between the model's own distribution and the greedy text of most use."""
 
 
 @dataclass
@@ -34,6 +38,7 @@ def write_text(
     seed: int = 0,
     stop_tokens: frozenset[int] = frozenset(),
     observe: Observer | None = None,
+    before_pass: Callable[[Sequence[int]], None] | None = None,
     after_pass: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
     """Continue the prompts, over and over, until the model has read `tokens` tokens, about.
@@ -41,9 +46,10 @@ def write_text(
     Returns what the model has read. A sequence ends before a stop token or at `length` tokens, its
     prompt included; then the next prompt has its turn. The last pass is whole, so that a few tokens
     more may be read, and as many prompts are begun at first as `tokens` allow, one at least. Tokens
-    are drawn at temperature 1 from the whole vocabulary. Each sequence has random numbers of its
+    are drawn from the whole vocabulary at `TEMPERATURE`. Each sequence has random numbers of its
     own, so that its text depends on `seed`, its number and the model alone. `observe` sees every
-    operation, and `after_pass` how many rows each pass had.
+    operation; `before_pass` which rows of a pass are a text's first ones, and `after_pass` how many
+    rows it had.
 
     Prompts must not be empty, and shorter than `length`.
     """
@@ -55,6 +61,8 @@ def write_text(
     read = 0
     while running:
         rows = [writing.unread for writing in running]
+        if before_pass is not None:
+            before_pass(_first_rows(running))
         logits = lockstep.call(FULL, [writing.branch for writing in running], rows, observe)
         count = sum(map(len, rows))
         read += count
@@ -75,6 +83,12 @@ def write_text(
     return finished
 
 
+def _first_rows(running: Sequence[_Writing]) -> list[int]:
+    """Which rows of a pass over the unread tokens are the first ones of their texts."""
+    ends = accumulate((len(writing.unread) for writing in running), initial=0)
+    return [row for row, writing in zip(ends, running, strict=False) if writing.branch.length == 0]
+
+
 def _sequences(
     lockstep: Lockstep, prompts: Sequence[Sequence[int]], seed: int
 ) -> Iterator[_Writing]:
@@ -87,7 +101,8 @@ def _sequences(
 
 
 def _draw(row: NDArray, random: np.random.Generator) -> int:
-    """A token drawn from the softmax of a row of logits [V]."""
-    cumulated = np.cumsum(softmax(row[None].astype(np.float32))[0], dtype=np.float64)
+    """A token drawn from a row of logits [V]."""
+    cooled = row[None].astype(np.float32) / np.float32(TEMPERATURE)
+    cumulated = np.cumsum(softmax(cooled)[0], dtype=np.float64)
     place = np.searchsorted(cumulated, random.random() * cumulated[-1], side="right")
     return int(min(place, len(cumulated) - 1))

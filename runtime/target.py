@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from speqc.runtime.errors import SpeqcError
-from speqc.runtime.near_names import unknown_key
+from speqc.runtime.strict_values import check_values, is_text
 
 
 class TargetError(SpeqcError):
@@ -99,13 +99,7 @@ def from_mapping(mapping: Mapping[str, Any], where: str) -> Target:
     Raises TargetError for an unknown or missing key, a wrong type, a value out of range, and a
     weight SRAM that its banks do not divide.
     """
-    for key in mapping:
-        if key not in FIELD_NAMES:
-            raise TargetError(f"{where}: {unknown_key(key, FIELD_NAMES)}")
-    for key in FIELD_NAMES:
-        if key not in mapping:
-            raise TargetError(f"{where}: {key} is missing; expected {_expectation(key)}")
-        _check_value(key, mapping[key], where)
+    check_values(mapping, FIELD_NAMES, where, _is_valid, _expectation, error=TargetError)
     target = Target(**mapping)
     if target.weight_sram_bytes % target.weight_sram_banks:
         raise TargetError(
@@ -115,14 +109,9 @@ def from_mapping(mapping: Mapping[str, Any], where: str) -> Target:
     return target
 
 
-def _check_value(key: str, value: object, where: str) -> None:
-    if not _is_valid(key, value):
-        raise TargetError(f"{where}: {key} must be {_expectation(key)}, got {value!r}")
-
-
 def _is_valid(key: str, value: object) -> bool:
     if key not in LIMITS:
-        return isinstance(value, str) and bool(value.strip())
+        return is_text(value)
     numeric = int | float if key in NOT_WHOLE else int
     if isinstance(value, bool) or not isinstance(value, numeric):
         return False

@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 from speqc.dialects.speq import View, WeightOp
 from speqc.runtime.codebook import mantissa_bits
-from speqc.runtime.costs import DRAFT_BITS, FULL_BITS
+from speqc.runtime.copy_formats import copy_format
+from speqc.runtime.costs import DRAFT_BITS, FULL_BITS, SCALE_BITS
 
 FULL_MANTISSA_BITS = 10
 """Mantissa bits of an FP16 number."""
@@ -28,11 +29,13 @@ class Traffic(NamedTuple):
         weight_bits: bits that are read of each weight, 4 for each plane of nibbles.
         group_size: weights along K that share a scale, if scales are read too.
         mantissa_bits: those of the numbers that are multiplied.
+        group_bits: bits that are read of each group beside its weights, a scale for the most part.
     """
 
     weight_bits: int
     group_size: int | None
     mantissa_bits: int
+    group_bits: int = SCALE_BITS
 
 
 def weight_traffic(weight: WeightOp, view: View) -> Traffic:
@@ -44,6 +47,11 @@ def weight_traffic(weight: WeightOp, view: View) -> Traffic:
     if weight.stored_bits is not None:
         group = None if weight.group_size is None else weight.group_size.value.data
         return Traffic(weight.stored_bits.value.data, group, 0)
+    if weight.copy is not None and view == View.DRAFT:
+        assert weight.group_size is not None
+        form = copy_format(weight.copy.data)
+        group = weight.group_size.value.data
+        return Traffic(DRAFT_BITS, group, form.mantissa_bits, form.group_bits)
     if weight.codebook is None:
         return Traffic(FULL_BITS, None, FULL_MANTISSA_BITS)
     assert weight.group_size is not None

@@ -1,5 +1,6 @@
 """The tensors of an artifact, and the panels of weights that kernels compute with."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from speqc.runtime.codebook import (
     SLOTS,
     CodeBook,
 )
+from speqc.runtime.copy_formats import COPY_LEVELS, NIBBLES, CopyFormat, copy_format
+from speqc.runtime.copy_planes import CopyPlanes, copy_differences
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.planes import (
     NIBBLE_PLANES,
@@ -29,9 +32,10 @@ class WeightFile:
     """The memory-mapped `weights.safetensors` of an artifact.
 
     A split weight NAME stands as NAME.draft, NAME.leading, NAME.middle, NAME.low and NAME.scales
-    (see `planes`), one kept as FP16 as NAME.fp16 (uint16[NB, K, 64] patterns); constants stand
-    under their own names. The code book of all split weights stands in two tensors of its own, so
-    that the file says what its bits mean whatever books this speqc has.
+    (see `planes`), one kept as FP16 as NAME.fp16 (uint16[NB, K, 64] patterns), and one with a copy
+    as that and NAME.draft, NAME.scales and NAME.zeros (see `copy_planes`); constants stand
+    under their own names. The code book of all split weights stands in two tensors of its own, and
+    so do the levels of copies, so that the file says what its bits mean whatever this speqc has.
     """
 
     def __init__(self, path: Path):
@@ -72,6 +76,35 @@ class WeightFile:
         scales = self.read(f"{name}.scales")
         return Planes(draft, leading, middle, low, scales, weight.group_size.value.data)
 
+    def copy_form(self, weight: WeightOp) -> CopyFormat:
+        """The format of a weight's copy, with the file's levels; SpeqcError where it has none."""
+        assert weight.copy is not None
+        levels = self.read(COPY_LEVELS)
+        if (levels.dtype, levels.shape) != (np.float16, (NIBBLES,)):
+            raise SpeqcError(
+                f"{self.path}: the levels of copies are damaged: compile the model again"
+            )
+        return replace(copy_format(weight.copy.data), levels=levels)
+
+    def copy(self, weight: WeightOp) -> CopyPlanes:
+        """The copy of a weight that has one."""
+        name, zeros = weight.sym_name.data, None
+        assert weight.copy is not None and weight.group_size is not None
+        if copy_format(weight.copy.data).zero_bits:
+            zeros = self.read(f"{name}.zeros")
+        draft, scales = self.read(f"{name}.draft"), self.read(f"{name}.scales")
+        return CopyPlanes(draft, scales, zeros, weight.group_size.value.data)
+
+    def copied(self, weight: WeightOp) -> tuple[NDArray[np.uint16], NDArray[np.float16]]:
+        """What a draft multiplies by: panels uint16[NB, K, 64], and scales float16[NB, G, 64].
+
+        The panels have FP16 patterns of each nibble's level less the zero point.
+        """
+        planes, form = self.copy(weight), self.copy_form(weight)
+        shift = 0 if weight.shift is None else weight.shift.value.data
+        panels = copy_differences(planes, form, weight.shape[1])
+        return panels, form.scale_values(planes.scales, shift)
+
 
 class Weight:
     """One weight of a program; each view is decoded once, when it is first used."""
@@ -100,13 +133,20 @@ class Weight:
         return self._full
 
     def draft(self) -> tuple[NDArray[np.uint16], NDArray[np.float16]]:
-        """The draft: panels uint16[NB, K, 64] of sign * level, and scales float16[NB, G, 64]."""
+        """The draft: panels uint16[NB, K, 64] of sign * level, and scales float16[NB, G, 64].
+
+        Of a copy, what `WeightFile.copied` gives.
+        """
         if self._draft is None or self._scales is None:
-            assert self._book is not None
-            planes = self._file.planes(self.declaration)
-            self._draft = draft_panels(planes, self._book, self.n)
-            self._scales = planes.scales
+            self._draft, self._scales = self._decode_draft()
         return self._draft, self._scales
+
+    def _decode_draft(self) -> tuple[NDArray[np.uint16], NDArray[np.float16]]:
+        if self.declaration.copy is not None:
+            return self._file.copied(self.declaration)
+        assert self._book is not None
+        planes = self._file.planes(self.declaration)
+        return draft_panels(planes, self._book, self.n), planes.scales
 
     def wide(self, weight_bits: int) -> NDArray[np.uint16]:
         """The FP16 patterns of the view of 8 or 12 bits as panels uint16[NB, K, 64]."""

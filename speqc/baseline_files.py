@@ -12,9 +12,8 @@ from typing import Any
 from xdsl.utils.arg_spec import ParameterType
 
 from speqc.passes.quantize_weights import ROW_OPS
-from speqc.runtime.errors import SpeqcError
-from speqc.runtime.near_names import unknown_key
-from speqc.strict_toml import check_values, find_file, read_toml, shipped_files
+from speqc.runtime.strict_values import check_values, is_text
+from speqc.strict_toml import check_sources, find_file, read_toml, shipped_files
 
 WIDTHS: Mapping[str, tuple[int, int]] = {
     "weight_bits": (2, 16),
@@ -91,26 +90,14 @@ def _read(file: Traversable, where: str) -> Baseline:
     values = read_toml(file, where, "baseline")
     sources = values.pop("sources", None)
     check_values(values, KEYS, where, _is_valid, _expectation)
-    _check_sources(sources, where)
+    check_sources(sources, [key for key in KEYS if key != "title"], where)
     values |= {key: tuple(values[key]) for key in OPS}
     return Baseline(name=file.name.removesuffix(".toml"), **values, sources=sources)
 
 
-def _check_sources(sources: Any, where: str) -> None:
-    expected = [key for key in KEYS if key != "title"]
-    if not isinstance(sources, dict):
-        raise SpeqcError(f"{where}: [sources] must say where each value comes from")
-    for key in sources:
-        if key not in expected:
-            raise SpeqcError(f"{where}: [sources]: {unknown_key(key, expected)}")
-    for key in expected:
-        if not _is_valid("title", sources.get(key)):
-            raise SpeqcError(f"{where}: [sources]: {key} needs a source, or says 'assumption: ...'")
-
-
 def _is_valid(key: str, value: Any) -> bool:
     if key == "title":
-        return isinstance(value, str) and bool(value.strip())
+        return is_text(value)
     if key in OPS:
         return isinstance(value, list) and all(item in ROW_OPS for item in value)
     low, high = WIDTHS[key]

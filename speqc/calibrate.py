@@ -6,7 +6,7 @@ one thread a group.
 """
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +17,21 @@ import numpy as np
 from numpy.typing import NDArray
 from xdsl.dialects.builtin import ModuleOp, TensorType
 from xdsl.dialects.func import FuncOp
+from xdsl.ir import Operation
 
 from speqc.calibration_text import CalibrationText, text_digest
 from speqc.diagnostics import progress
 from speqc.dialects.speq import FULL, WeightOp
 from speqc.runtime.bsfp import snr_db
 from speqc.runtime.codebook import CodeBook
-from speqc.runtime.errors import SpeqcError
+from speqc.runtime.copy_formats import CopyFormat
+from speqc.runtime.copy_planes import CopyPlanes, pack_copy
+from speqc.runtime.execute import Observer
 from speqc.runtime.gptq import choose
+from speqc.runtime.gptq_copies import choose_copy
+from speqc.runtime.head_inputs import HeadInputs
 from speqc.runtime.input_moments import Group, InputMoments, batches, groups
+from speqc.runtime.likely_tokens import LikelyRows
 from speqc.runtime.lockstep import Lockstep
 from speqc.runtime.machine import Machine
 from speqc.runtime.moments import DAMPING, Metric, Moments, metric
@@ -37,7 +43,7 @@ from speqc.weight_writer import Encode, count_blocks, encode_nearest, write_weig
 
 METHOD = (
     f"GPTQ inside the allowed codes (damping {DAMPING}, rows by falling E[x^2]), joint refit of "
-    "scales, coordinate descent"
+    "scales, coordinate descent, the head's columns where their tokens were likely"
 )
 
 _CHUNK = 256
@@ -72,19 +78,16 @@ class Calibration:
         self._errors: dict[str, LayerError] = {}
         self._lock = threading.Lock()
         weights = [op for op in machine.program.ops if isinstance(op, WeightOp)]
-        names = [op.sym_name.data for op in weights if op.is_split]
+        names = [op.sym_name.data for op in weights if op.has_draft]
         self._batches = list(batches(groups(_full_step(machine.program), names)))
         self._first: InputMoments | None = None
+        self._head: str | None = None
+        self._likely: LikelyRows | None = None
 
     def run_first(self) -> None:
         """Run over the text for the first stage, and for most models the only one, with a bar."""
         if not self._batches:
             return
-        if self._sequences is None and self._machine.recomputes:
-            raise SpeqcError(
-                f"--calibration {self._text.source}: a model that recomputes its prefix writes too "
-                "slowly: give a text file, or token ids"
-            )
         what = "calibrating" if self._sequences is not None else "writing text"
         with progress(what, self._text.tokens) as advance:
             self._first = self._run(self._batches[0], advance)
@@ -104,7 +107,19 @@ class Calibration:
     def _run(
         self, batch: list[Group], advance: Callable[[int], None] = lambda rows: None
     ) -> InputMoments:
-        moments = InputMoments(batch)
+        moments, head = InputMoments(batch), HeadInputs(_full_step(self._machine.program))
+        watches_head = any(head.weight in group.weights for group in batch)
+
+        def observe(op: Operation, operands: Sequence[Any], results: Sequence[Any]) -> Sequence:
+            if watches_head:
+                head.observe(op, operands, results)
+            return moments.observe(op, operands, results)
+
+        def before_pass(first_rows: Sequence[int]) -> None:
+            # A text's first token has no caches behind it: it is never drafted, and in many models
+            # its numbers are like no other's.
+            moments.leave_out(first_rows)
+            head.leave_out(first_rows)
 
         def after_pass(rows: int) -> None:
             moments.flush()
@@ -117,17 +132,21 @@ class Calibration:
                 self._text.tokens,
                 self._text.length,
                 stop_tokens=self._stop_tokens,
-                observe=moments.observe,
+                observe=observe,
+                before_pass=before_pass,
                 after_pass=after_pass,
             )
         else:
-            self._read(self._sequences, moments, after_pass)
+            self._read(self._sequences, observe, before_pass, after_pass)
+        if watches_head:
+            self._head, self._likely = head.weight, head.take()
         return moments
 
     def _read(
         self,
         sequences: list[list[int]],
-        moments: InputMoments,
+        observe: Observer,
+        before_pass: Callable[[Sequence[int]], None],
         after_pass: Callable[[int], None],
     ) -> None:
         for sequence in sequences:
@@ -136,9 +155,16 @@ class Calibration:
             chunk = len(sequence) if self._machine.recomputes else _CHUNK
             for start in range(0, len(sequence), chunk):
                 rows = sequence[start : start + chunk]
-                self._machine.call(FULL, rows, observe=moments.observe)
+                before_pass([] if start else [0])
+                self._machine.call(FULL, rows, observe=observe)
                 after_pass(len(rows))
         self._machine.reset()
+
+    def likely(self, name: str, first: int, n: int) -> LikelyRows | None:
+        """Where the tokens of n columns of a weight from `first` on were likely, for the head."""
+        if self._likely is None or name != self._head:
+            return None
+        return self._likely.columns(first, first + n)
 
     def add_error(self, name: str, power: float, before: float, after: float) -> None:
         """Count errors of some columns of a weight."""
@@ -191,18 +217,25 @@ class _Encoder:
     def encode(
         self,
         name: str,
+        first: int,
         panels: NDArray[np.uint16],
         n: int,
-        book: CodeBook,
+        scheme: CodeBook | CopyFormat,
         group_size: int,
         shift: int,
-    ) -> Planes:
+    ) -> Planes | CopyPlanes:
         """Choose the codes of n columns that lie in panels."""
+        likely = self.calibration.likely(name, first, n)
         bits = panels.transpose(1, 0, 2).reshape(panels.shape[1], -1)[:, :n]
-        chosen = choose(bits, book, group_size, shift, self.metric)
+        if isinstance(scheme, CopyFormat):
+            chosen = choose_copy(bits, scheme, group_size, shift, self.metric, likely=likely)
+            packed = pack_copy(chosen.copied, scheme, shift)
+        else:
+            chosen = choose(bits, scheme, group_size, shift, self.metric, likely=likely)
+            packed = pack(chosen.encoded)
         sums = (float(part.sum()) for part in (chosen.power, chosen.before, chosen.after))
         self.calibration.add_error(name, *sums)
-        return pack(chosen.encoded)
+        return packed
 
 
 @contextmanager

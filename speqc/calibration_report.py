@@ -4,14 +4,16 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
+from speqc.runtime.counted import counted
+
 
 def calibration_lines(facts: Mapping[str, Any] | None) -> list[str]:
     """Lines on the facts that a manifest has of a calibration; none where there was none."""
     if facts is None:
         return []
     lines = [
-        f"calibrated on {facts['source']}: {facts['tokens']:,} tokens in {facts['texts']:,} texts, "
-        f"{facts['digest'][:19]}; {facts['method']}"
+        f"calibrated on {facts['source']}: {counted(facts['tokens'], 'token')} in "
+        f"{counted(facts['texts'], 'text')}, {facts['digest'][:19]}; {facts['method']}"
     ]
     pairs = [
         (ratio["before"], ratio["after"])

@@ -6,7 +6,6 @@ template with `"chat": true`), else plain UTF-8 text.
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from speqc.json_lines import JsonLine, read_json_lines
 from speqc.model_folder import ModelFolder
-from speqc.prompt_sets import CALIBRATION, read_prompts
+from speqc.prompt_sets import CALIBRATION, PromptLine, prompt_line, read_prompts
 from speqc.runtime.errors import SpeqcError
 from speqc.text import encode, encode_chat, load_tokenizer
 
@@ -94,18 +94,18 @@ def _own_prompts(
         first = np.random.default_rng(0).integers(0, vocabulary, FIRST_TOKENS)
         return [[token] for token in first.tolist()]
     return [
-        _prompt_ids(prompt.text, prompt.chat, folder, tokenizer)
+        _prompt_ids(prompt, folder, tokenizer)
         for prompt in read_prompts(CALIBRATION)
         if not prompt.chat or folder.chat_template is not None
     ]
 
 
-def _prompt_ids(text: str, chat: bool, folder: ModelFolder, tokenizer: Tokenizer) -> list[int]:
-    if not chat:
-        return encode(tokenizer, text)
+def _prompt_ids(prompt: PromptLine, folder: ModelFolder, tokenizer: Tokenizer) -> list[int]:
+    if not prompt.chat:
+        return encode(tokenizer, prompt.text)
     if folder.chat_template is None:
-        raise SpeqcError('a prompt says "chat", but the model has no chat template')
-    return encode_chat(tokenizer, folder.chat_template, folder.special_tokens, text)
+        raise SpeqcError(f'{prompt.where}: "chat" is true, but the model has no chat template')
+    return encode_chat(tokenizer, folder.chat_template, folder.special_tokens, prompt.text)
 
 
 def _read_file(
@@ -116,12 +116,12 @@ def _read_file(
         raise SpeqcError(f"--calibration {path}: there is no such file (and it is not '{SELF}')")
     if path.suffix == ".npy":
         return _read_array(path), False
+    if path.suffix == ".jsonl":
+        return _read_lines(path, folder, tokenizer)
     try:
         text = path.read_text("utf-8")
     except UnicodeDecodeError as error:
-        raise SpeqcError(f"--calibration {path}: is not UTF-8 text: {error.reason}") from None
-    if path.suffix == ".jsonl":
-        return _read_lines(path, text, folder, tokenizer)
+        raise SpeqcError(f"--calibration {path}: not a text in UTF-8: {error.reason}") from None
     return [encode(_needed(path, tokenizer), text)], False
 
 
@@ -140,34 +140,28 @@ def _read_array(path: Path) -> list[list[int]]:
 
 
 def _read_lines(
-    path: Path, text: str, folder: ModelFolder, tokenizer: Tokenizer | None
+    path: Path, folder: ModelFolder, tokenizer: Tokenizer | None
 ) -> tuple[list[list[int]], bool]:
-    texts, kinds = [], set()
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except RecursionError:
-            raise SpeqcError(f"--calibration {path}:{number}: too deeply nested") from None
-        except ValueError as error:
-            raise SpeqcError(f"--calibration {path}:{number}: not JSON: {error}") from None
-        match value:
-            case {"prompt": str(prompt)}:
-                kinds.add("prompts")
-                chat = bool(value.get("chat"))
-                texts.append(_prompt_ids(prompt, chat, folder, _needed(path, tokenizer)))
-            case list() if all(type(item) is int for item in value):
-                kinds.add("ids")
-                texts.append(value)
-            case _:
-                raise SpeqcError(
-                    f"--calibration {path}:{number}: expected a list of token ids, or an object "
-                    'with a "prompt"'
-                )
-    if len(kinds) > 1:
+    ids: list[list[int]] = []
+    prompts: list[PromptLine] = []
+    for line in read_json_lines(path, "--calibration"):
+        if isinstance(line.value, dict):
+            prompts.append(prompt_line(line, path.stem))
+        else:
+            ids.append(_token_ids(line))
+    if ids and prompts:
         raise SpeqcError(f"--calibration {path}: has both prompts and token ids: use one of them")
-    return texts, kinds == {"prompts"}
+    if prompts:
+        return [_prompt_ids(line, folder, _needed(path, tokenizer)) for line in prompts], True
+    return ids, False
+
+
+def _token_ids(line: JsonLine) -> list[int]:
+    if isinstance(line.value, list) and all(type(item) is int for item in line.value):
+        return line.value
+    raise SpeqcError(
+        f'{line.where}: expected a list of token ids, or an object such as {{"prompt": "..."}}'
+    )
 
 
 def _needed(path: Path, tokenizer: Tokenizer | None) -> Tokenizer:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from speqc.runtime.counted import counted
 from speqc.runtime.decode import Decoded, DecodeOptions
 from speqc.runtime.errors import CheckFailed, SpeqcError
 
@@ -32,7 +33,8 @@ def compare(decoded: Decoded, plain: Decoded) -> None:
             raise CheckFailed(f"new token {place} is {token}, autoregressive decoding's {expected}")
     if len(decoded.tokens) != len(plain.tokens):
         raise CheckFailed(
-            f"{len(decoded.tokens)} new tokens, autoregressive decoding gives {len(plain.tokens)}"
+            f"{counted(len(decoded.tokens), 'new token')}, autoregressive decoding gives "
+            f"{len(plain.tokens):,}"
         )
 
 

@@ -96,6 +96,8 @@ def expect_source(name: str) -> None:
 FILE = click.Path(path_type=Path)
 CODEBOOK = click.Choice(["sets", "paper", "naive"])
 LEVELS = click.Choice(["free", "m2", "m1", "fp4", "pow2"])
+BSFP = "bsfp"
+DRAFT_FORMAT = click.Choice([BSFP, "int4", "mxfp4", "nvfp4"])
 LEVELS_HELP = "Draft levels of 'sets': any, with few mantissa bits, FP4 E2M1, powers of two."
 TARGET_HELP = "Target by name (see 'speqc targets'), or the path of a .toml file."
 JSON_HELP = "Write the report as JSON to a file, or to standard output (-)."
@@ -137,7 +139,14 @@ def main() -> None:
 @click.option(
     "--group-size",
     type=click.IntRange(min=1),
-    help="Weights along K that share a scale; default: 64 (sets), 128 (paper, naive).",
+    help="Weights along K that share a scale; default: 64 (sets, int4), 128 (paper, naive).",
+)
+@click.option(
+    "--draft-format",
+    type=DRAFT_FORMAT,
+    default=BSFP,
+    show_default=True,
+    help="What drafts read: a slice of the FP16 bits, or a 4-bit copy beside them.",
 )
 @click.option(
     "--draft-views",
@@ -193,6 +202,7 @@ def compile_command(
     codebook: str,
     levels: str | None,
     group_size: int | None,
+    draft_format: str,
     draft_views: str,
     max_draft_bits: float | None,
     tokenizer: Path | None,
@@ -222,6 +232,8 @@ def compile_command(
         raise click.UsageError("--baseline is timed, never computed: add --no-weights")
     if baseline is not None and (levels, group_size) != (None, None):
         raise click.UsageError("--baseline has groups of its own: leave out --levels, --group-size")
+    if draft_format != BSFP:
+        _refuse_splitting_options(draft_format)
     expect_existing(model)
     from speqc.target_files import load_target
 
@@ -244,6 +256,7 @@ def compile_command(
         calibration=calibration,
         calibration_tokens=calibration_tokens,
         baseline=None if baseline is None else load_baseline(baseline),
+        draft_format=draft_format,
     )
     if emit is not None:
         click.echo(emit_level(model, options, emit), nl=False)
@@ -252,6 +265,22 @@ def compile_command(
     for line in compile_model(model, out, options).lines():
         report(line)
     report(f"wrote {out}")
+
+
+SPLITTING = ("codebook", "levels", "draft_views", "max_draft_bits", "baseline")
+"""Parameters of `compile` that say how weights are split, or that they are not drafted."""
+
+
+def _refuse_splitting_options(draft_format: str) -> None:
+    """Raise an error where a copy is to be read, and an option says how weights are split."""
+    context = click.get_current_context()
+    for parameter in SPLITTING:
+        if context.get_parameter_source(parameter) == ParameterSource.COMMANDLINE:
+            name = parameter.replace("_", "-")
+            raise click.UsageError(
+                f"--draft-format {draft_format} reads a copy and splits no weight: leave out "
+                f"--{name}"
+            )
 
 
 @main.command("run")
@@ -360,7 +389,8 @@ def run_command(
         asked = Prompt(prompt, token_ids, chat)
         run_compare(artifact, compare, asked, verbose=verbose, json_to=json_to)
         return
-    _check_auto(artifact, mode, draft_length, draft_schedule, measured)
+    _check_drafting(mode, draft_length, exit_threshold, draft_schedule, measured)
+    _check_auto(artifact, draft_length, draft_schedule, measured)
     from speqc.run import Prompt, run
     from speqc.runtime.decode import DecodeOptions
     from speqc.runtime.sampling import SamplingOptions
@@ -390,9 +420,17 @@ def run_command(
     )
 
 
+def _check_drafting(mode: str, *values: object) -> None:
+    """Raise an error where a `DRAFTING` option has a value and nothing is drafted."""
+    if mode == "speculative":
+        return
+    for option, value in zip(DRAFTING, values, strict=True):
+        if value is not None:
+            raise click.UsageError(f"{option}: nothing is drafted in --mode {mode}")
+
+
 def _check_auto(
     artifact: Path,
-    mode: str,
     draft_length: int | str | None,
     schedule: str | None,
     measured: Path | None,
@@ -402,8 +440,6 @@ def _check_auto(
         if measured is not None:
             raise click.UsageError("--measured needs --draft-length auto")
         return
-    if mode != "speculative":
-        raise click.UsageError(f"--draft-length auto: nothing is drafted in --mode {mode}")
     if schedule not in (None, "constant"):
         raise click.UsageError(f"--draft-length auto excludes --draft-schedule {schedule}")
     if measured is None:
@@ -413,6 +449,9 @@ def _check_auto(
         )
     expect_existing(measured)
 
+
+DRAFTING = ("--draft-length", "--exit-threshold", "--draft-schedule", "--measured")
+"""Options of `run` on how tokens are drafted."""
 
 COMPARE_TAKES = frozenset(
     {"artifact", "prompt", "token_ids", "chat", "compare", "verbose", "json_to"}
@@ -451,6 +490,7 @@ def _refuse_decoding_options(context: click.Context) -> None:
 @click.option("--codebook", type=CODEBOOK, help="Of a shape; default: sets.")
 @click.option("--levels", type=LEVELS, help="Of a shape, as for 'compile'.")
 @click.option("--group-size", type=click.IntRange(min=1), help="Of a shape, as for 'compile'.")
+@click.option("--draft-format", type=DRAFT_FORMAT, help="Of a shape, as for 'compile'.")
 @click.option("--json", "json_to", metavar="FILE|-", help=JSON_HELP)
 @trace_options
 def simulate_command(
@@ -466,6 +506,7 @@ def simulate_command(
     codebook: str | None,
     levels: str | None,
     group_size: int | None,
+    draft_format: str | None,
     json_to: str | None,
     trace_to: str | None,
     trace_steps: int,
@@ -489,7 +530,7 @@ def simulate_command(
     from speqc.trace import TraceOptions
 
     simulate(
-        Source(source, target, codebook, group_size, levels),
+        Source(source, target, codebook, group_size, levels, draft_format),
         prompt_length,
         new_tokens,
         acceptance=acceptance,
@@ -504,7 +545,7 @@ def simulate_command(
 
 
 @main.command("eval")
-@click.argument("artifact", type=FILE)
+@click.argument("artifacts", type=FILE, nargs=-1, required=True, metavar="ARTIFACT...")
 @click.option(
     "--prompts",
     "source",
@@ -564,7 +605,7 @@ def simulate_command(
     "--plot", "plot_to", metavar="FILE.png", help="Draw speedup and acceptance (matplotlib)."
 )
 def eval_command(
-    artifact: Path,
+    artifacts: tuple[Path, ...],
     source: str,
     limit: int | None,
     chat: bool,
@@ -579,9 +620,16 @@ def eval_command(
     csv_to: str | None,
     plot_to: str | None,
 ) -> None:
-    """Measure over many prompts how near ARTIFACT's draft is, and which settings are fastest."""
-    expect_artifact(artifact)
+    """Measure over many prompts how near ARTIFACT's draft is, and which settings are fastest.
+
+    Several, which must be of one model, are compared on the same prompts.
+    """
+    for artifact in artifacts:
+        expect_artifact(artifact)
+    if len(artifacts) > 1 and plot_to is not None:
+        raise click.UsageError("--plot draws one artifact: leave it out, or give one")
     from speqc.evaluate import EvalOptions, Outputs, evaluate
+    from speqc.evaluate_several import evaluate_several
 
     options = EvalOptions(
         new_tokens,
@@ -594,7 +642,11 @@ def eval_command(
         target,
         seed,
     )
-    evaluate(artifact, source, options, Outputs(json_to, csv_to, plot_to))
+    outputs = Outputs(json_to, csv_to, plot_to)
+    if len(artifacts) > 1:
+        evaluate_several(artifacts, source, options, outputs)
+    else:
+        evaluate(artifacts[0], source, options, outputs)
 
 
 @main.command("report")

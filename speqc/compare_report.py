@@ -8,6 +8,7 @@ import click
 from speqc.compare import Difference, Verdict
 from speqc.compare_model import Compared, Comparison
 from speqc.report import Fields, print_table
+from speqc.runtime.counted import counted
 from speqc.runtime.errors import CheckFailed
 
 
@@ -143,10 +144,10 @@ def _shown(item: Difference) -> str:
 def _summary(comparison: Comparison) -> Iterator[str]:
     counts, drift = _counts(comparison), comparison.drift
     yield (
-        f"compared {counts['compared']} values of {comparison.tokens} tokens with "
-        f"{comparison.original}, each computed from the original's own: {counts['equal']} equal "
-        f"bit for bit, {counts['within_tolerance']} within tolerance, {counts['mismatching']} "
-        "mismatching"
+        f"compared {counted(counts['compared'], 'value')} of {counted(comparison.tokens, 'token')} "
+        f"with {comparison.original}, each computed from the original's own: {counts['equal']} "
+        f"equal bit for bit, {counts['within_tolerance']} within tolerance, "
+        f"{counts['mismatching']} mismatching"
     )
     matching = [entry for entry in comparison.compared if entry.verdict.matches]
     worst = max(matching, key=lambda entry: entry.verdict.share, default=None)
@@ -157,7 +158,7 @@ def _summary(comparison: Comparison) -> Iterator[str]:
             f"largest, {worst.verdict.share:.2f} times what is allowed"
         )
     for reason, count in comparison.without.items():
-        yield f"not compared: {count} values ({reason})"
+        yield f"not compared: {counted(count, 'value')} ({reason})"
     share = drift.largest_error / drift.largest_logit if drift.largest_logit else 0.0
     yield (
         f"logits of a free run: largest error {drift.largest_error:.4g}, {share:.2%} of the "

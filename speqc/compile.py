@@ -29,15 +29,19 @@ from speqc.expert_report import routers_text
 from speqc.kernel_clock import watch_compilation
 from speqc.model_folder import ModelFolder, read_model_folder
 from speqc.onnx_import import Imported, import_model
-from speqc.pipeline import LEVELS, PassOptions, passes_to
+from speqc.passes.split_weights import BSFP, check_draft_format
+from speqc.pipeline import LEVELS, PassOptions, passes_to, place_of
 from speqc.program_reader import new_context
 from speqc.runtime.codebook import check_codebook
+from speqc.runtime.copy_formats import copy_group_size
+from speqc.runtime.counted import counted
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.module_attributes import (
     CONTEXT_NAME,
     TARGET_NAME,
     module_context,
     proved_positions,
+    recompute_reason,
     target_attribute,
 )
 from speqc.runtime.routing import Router, routers
@@ -49,6 +53,8 @@ from speqc.weight_writer import count_blocks, split_values
 
 DEFAULT_CONTEXT = 2048
 """Positions that the caches can hold where the model's files say nothing."""
+
+DEFAULT_CODEBOOK = "sets"
 
 DEFAULT_GROUP_SIZES: Mapping[str, int] = {"sets": 64, "paper": 128, "naive": 128}
 """For each code book the number of weights along K that share a scale."""
@@ -71,6 +77,8 @@ VERIFY = "verify-"
 
 PROVED = "each decoded again and compared: every bit is there"
 
+COPIED = "each beside its FP16 bits, which stand as they are"
+
 NO_WEIGHTS = (
     "without weights: only shapes are known, every weight of a product is taken to fit the code "
     "book, and the artifact can be simulated but not run"
@@ -86,7 +94,7 @@ class CompileOptions:
     """
 
     target: Target
-    codebook: str = "sets"
+    codebook: str = DEFAULT_CODEBOOK
     group_size: int | None = None
     context: int | None = None
     allow_fp32_to_fp16: bool = False
@@ -99,9 +107,13 @@ class CompileOptions:
     calibration_tokens: int | None = None
     draft_views: str = ""
     max_draft_bits: float | None = None
+    draft_format: str = BSFP
 
     def __post_init__(self):
         check_codebook(self.codebook, self.levels)
+        check_draft_format(self.draft_format)
+        if self.draft_format != BSFP:
+            self._check_copy()
         if self.draft_views == AUTO and not self.weights:
             raise SpeqcError("--draft-views auto measures drafts: leave out --no-weights")
         if self.max_draft_bits is not None and self.draft_views != AUTO:
@@ -113,9 +125,27 @@ class CompileOptions:
         if self.context is not None and self.context < 2:
             raise SpeqcError(f"the context must be at least 2, got {self.context}")
 
+    def _check_copy(self) -> None:
+        """Raise SpeqcError where an option says how weights are split: with a copy none is."""
+        given = {
+            "codebook": self.codebook != DEFAULT_CODEBOOK,
+            "levels": self.levels is not None,
+            "draft-views": bool(self.draft_views),
+            "baseline": self.baseline is not None,
+        }
+        for name, is_given in given.items():
+            if is_given:
+                raise SpeqcError(
+                    f"--draft-format {self.draft_format} reads a copy of the weights, and splits "
+                    f"none: leave out --{name}"
+                )
+        copy_group_size(self.draft_format, self.group_size)
+
     @property
     def weights_per_scale(self) -> int:
         """The group size, chosen or by default."""
+        if self.draft_format != BSFP:
+            return copy_group_size(self.draft_format, self.group_size)
         return self.group_size or DEFAULT_GROUP_SIZES[self.codebook]
 
     @property
@@ -128,6 +158,9 @@ class CompileOptions:
         split = {"codebook": self.codebook, "group-size": self.weights_per_scale}
         if self.levels is not None:
             split["levels"] = self.levels
+        if self.draft_format != BSFP:
+            copied = {"draft-format": self.draft_format, "group-size": self.weights_per_scale}
+            return {"split-weights": copied}
         if self.baseline is None:
             views = "" if self.draft_views == AUTO else self.draft_views
             return {"split-weights": split, CHOOSE_VIEWS: {"draft-views": views}}
@@ -153,11 +186,9 @@ class Summary:
 
     def lines(self) -> list[str]:
         """The report, a line for each fact."""
-        split = [op for op in self.weights if op.is_split]
         lines = [
             f"{self.operations} operations in two steps, context {self.context}",
-            f"{len(split)} of {len(self.weights)} weights split ({split_values(split):,} values), "
-            + (PROVED if self.has_weights else "by their shapes alone"),
+            self._stored(),
         ]
         reasons = Counter(op.kept.data for op in self.weights if op.kept is not None)
         lines += [f"{count} kept as FP16: {reason}" for reason, count in reasons.items()]
@@ -166,6 +197,17 @@ class Summary:
         lines += calibration_lines(self.calibration)
         lines += view_choice_lines(self.view_choice)
         return [*lines, f"compiled in {self.seconds:.1f} s"]
+
+    def _stored(self) -> str:
+        copied = [op for op in self.weights if op.copy is not None]
+        total, shapes = counted(len(self.weights), "weight"), "by their shapes alone"
+        if copied:
+            how = COPIED if self.has_weights else shapes
+            (name,) = {op.copy.data for op in copied if op.copy is not None}
+            return f"{len(copied)} of {total} copied in {name} for drafts, {how}"
+        split = [op for op in self.weights if op.is_split]
+        how = PROVED if self.has_weights else shapes
+        return f"{len(split)} of {total} split ({split_values(split):,} values), {how}"
 
 
 def lower(
@@ -191,13 +233,12 @@ def lower(
         _finish("import", module, start, dump)
         choices = options.passes(), options.instead()
         passes, raised = passes_to(level, *choices), len(passes_to(RAISED, *choices))
-        names = [step.name for step in passes]
-        recognised = names.index(RECOGNISED) + 1 if RECOGNISED in names else len(names)
+        recognised = place_of(RECOGNISED, passes) + 1
         fresh = module.clone()
         try:
             run_passes(module, passes[:recognised], dump)
         except SpeqcError as error:
-            if RECOGNISED not in names:
+            if recognised > len(passes):
                 raise
             module = _recompute(fresh, str(error), choices, dump)
             imported = replace(imported, module=module)
@@ -229,9 +270,8 @@ def _recompute(
     options, instead = choices
     options = {**options, RECOMPUTE: {"reason": reason}}
     passes = passes_to(RAISED, options, {**instead, "raise-attention": RECOMPUTE})
-    names = [step.name for step in passes]
     try:
-        run_passes(module, passes[: names.index(RECOGNISED) + 1], dump)
+        run_passes(module, passes[: place_of(RECOGNISED, passes) + 1], dump)
     except SpeqcError as error:
         both = f"{reason}; nor can each step recompute its prefix: {error}"
         raise SpeqcError(reason if str(error) == reason else both) from error
@@ -310,6 +350,8 @@ def compile_model(model: Path, out: Path, options: CompileOptions) -> Summary:
     if not options.weights:
         note(NO_WEIGHTS)
     program = lowered.module
+    if options.group_size is not None and (text := _short_groups(program, options.group_size)):
+        note(text)
     origin = _origin(lowered, options, folder)
     steps = count_blocks(program)
     if auto is not None:
@@ -325,12 +367,24 @@ def compile_model(model: Path, out: Path, options: CompileOptions) -> Summary:
     return replace(summary, calibration=facts, view_choice=None if auto is None else auto.facts)
 
 
+def _short_groups(program: ModuleOp, group_size: int) -> str | None:
+    """What to say of columns that are no whole number of groups; None where all are."""
+    weights = [op for op in program.ops if isinstance(op, WeightOp) and op.group_size is not None]
+    short = [op for op in weights if op.shape[0] % group_size]
+    if not short:
+        return None
+    name, rows = short[0].sym_name.data, short[0].shape[0]
+    return (
+        f"the last group is shorter in {len(short)} of {counted(len(weights), 'weight')}: "
+        f"{group_size} does not divide K (of @{name}: {rows})"
+    )
+
+
 def _auto_views(options: CompileOptions, folder: ModelFolder) -> AutoViews:
     def relower(raised: ModuleOp, views: str, dump: IrDump | None) -> None:
         chosen = replace(options, draft_views=views, max_draft_bits=None)
         passes = passes_to(LEVELS[-1], chosen.passes())
-        names = [step.name for step in passes]
-        run_passes(raised, passes[names.index(CHOOSE_VIEWS) :], dump)
+        run_passes(raised, passes[place_of(CHOOSE_VIEWS, passes) :], dump)
 
     return AutoViews(relower, options.max_draft_bits, frozenset(folder.eos_token_ids))
 
@@ -347,18 +401,27 @@ def _calibration(
 
 
 def _text(program: ModuleOp, options: CompileOptions, folder: ModelFolder) -> CalibrationText:
-    """The text of the calibration; the model's own where views are chosen without one."""
+    """The text of the calibration; the model's own where views are chosen without one.
+
+    Raises SpeqcError where a model that recomputes its prefix would have to write it.
+    """
     context, known = module_context(program), vocabulary(program)
     source = options.calibration or SELF
-    return read_calibration(source, folder, options.tokens_to_calibrate, context, known)
+    text = read_calibration(source, folder, options.tokens_to_calibrate, context, known)
+    if text.written and recompute_reason(program) is not None:
+        asked = "--draft-views auto" if options.calibration is None else f"--calibration {source}"
+        raise SpeqcError(
+            f"{asked}: a model that recomputes its prefix writes too slowly: give a text file, or "
+            "token ids, as --calibration"
+        )
+    return text
 
 
 def _origin(lowered: Imported, options: CompileOptions, folder: ModelFolder) -> Origin:
     return Origin(
         files=lowered.tensors.files,
         options={
-            "codebook": options.codebook,
-            **({"levels": options.levels or "free"} if options.codebook == "sets" else {}),
+            **_scheme(options),
             "group_size": options.weights_per_scale,
             **({"draft_views": options.draft_views} if options.draft_views else {}),
             **({} if options.baseline is None else {"baseline": options.baseline.name}),
@@ -370,6 +433,14 @@ def _origin(lowered: Imported, options: CompileOptions, folder: ModelFolder) -> 
         special_tokens=folder.special_tokens,
         tokenizer=folder.tokenizer,
     )
+
+
+def _scheme(options: CompileOptions) -> Mapping[str, str]:
+    """What a draft reads of a weight."""
+    if options.draft_format != BSFP:
+        return {"draft_format": options.draft_format}
+    levels = {"levels": options.levels or "free"} if options.codebook == "sets" else {}
+    return {"codebook": options.codebook, **levels}
 
 
 def _calibration_options(options: CompileOptions) -> Mapping[str, object]:

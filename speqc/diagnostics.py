@@ -4,15 +4,19 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
 
 from speqc.runtime.errors import CheckFailed, SpeqcError
+from speqc.termination import Terminated, raise_terminated
 
 CHECK_FAILED, BAD_INPUT, INTERRUPTED, OUTPUT_CLOSED = 1, 2, 130, 141
 """Exit codes beside 0. The last two are the shells' conventions for Ctrl-C and a closed pipe."""
+
+SIGNALLED = 128
+"""What the exit code is above the number of a signal that ended a command, as for shells."""
 
 DEBUG_VARIABLE = "SPEQC_DEBUG"
 """The environment variable that asks for tracebacks."""
@@ -23,6 +27,16 @@ class ReportingGroup(click.Group):
 
     def invoke(self, ctx: click.Context) -> object:
         """Run the command that the user named."""
+        try:
+            with raise_terminated():
+                return self._invoke(ctx)
+        except Terminated as error:
+            # Nobody may read it: a terminal that is closed sends such a signal, too.
+            with suppress(OSError):
+                report("terminated")
+            ctx.exit(SIGNALLED + error.number)
+
+    def _invoke(self, ctx: click.Context) -> object:
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()

@@ -43,5 +43,5 @@ def read_bits(weight: WeightOp, view: View) -> int:
     traffic = weight_traffic(weight, view)
     bits = traffic.weight_bits * k * n
     if traffic.group_size is not None:
-        bits += 16 * -(-k // traffic.group_size) * n
+        bits += traffic.group_bits * -(-k // traffic.group_size) * n
     return bits

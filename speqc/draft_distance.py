@@ -12,7 +12,6 @@ from speqc.calibration_text import CalibrationText
 from speqc.dialects.speq import FULL, View
 from speqc.recording import compare_rows
 from speqc.runtime.bsfp import for_each
-from speqc.runtime.errors import SpeqcError
 from speqc.runtime.lockstep import Branch, Lockstep
 from speqc.runtime.machine import Machine
 from speqc.runtime.weights import Weight, WeightFile
@@ -69,21 +68,13 @@ class Positions:
         text: CalibrationText,
         stop_tokens: frozenset[int],
     ):
-        """Run the full model over the text, or have it continue prompts greedily.
-
-        Raises SpeqcError where a model that recomputes its prefix would have to write.
-        """
+        """Run the full model over the text, or have it continue prompts greedily."""
         self._file = file
-        self._machine = machine = Machine(program, file)
-        self._lockstep = Lockstep(machine)
+        self._machine = Machine(program, file)
+        self._lockstep = Lockstep(self._machine)
         texts = _spread(text.texts if text.written else _pieces(text.texts))
         if not text.written:
             found = self._read(texts)
-        elif machine.recomputes:
-            raise SpeqcError(
-                "--draft-views auto: a model that recomputes its prefix writes too slowly: give "
-                "a text file, or token ids, as --calibration"
-            )
         else:
             found = self._write(texts, text.length, stop_tokens)
         self._blocks = [block for text in found for block in self._cut(text)]

@@ -22,6 +22,7 @@ from speqc.recording import Recorded, RecordOptions, record
 from speqc.report import Fields, check_json_destination, write_json
 from speqc.retarget import retarget
 from speqc.run import Prompt, Session
+from speqc.runtime.counted import counted
 from speqc.runtime.decode import DecodeOptions, check_prompt, drafting, find_program
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.program_timing import ProgramTimer
@@ -97,20 +98,32 @@ def evaluate(path: Path, source: str, options: EvalOptions, outputs: Outputs) ->
     Raises SpeqcError where artifact, prompts, target or options are bad.
     """
     outputs.check()
-    settings = options.settings()
+    options.settings()
     prompts = limited(read_prompts(source), options.limit)
-    session = Session(load_artifact(path))
-    timer = run_timer(session.artifact, options.target)
+    fields, evaluation = measure(load_artifact(path), source, prompts, options)
+    _write(fields, evaluation, outputs)
+
+
+def measure(
+    artifact: Artifact, source: str, prompts: Sequence[PromptLine], options: EvalOptions
+) -> tuple[Fields, Evaluation]:
+    """Record and time an artifact over prompts: the fields of the report, and what they are from.
+
+    Raises SpeqcError as `evaluate`.
+    """
+    settings = options.settings()
+    session = Session(artifact)
+    timer = run_timer(artifact, options.target)
     tokens = [prompt_tokens(session, line, options) for line in prompts]
     start = time.perf_counter()
     recordings = _record(session, tokens, options)
     with progress("timing settings", len(settings)) as advance:
         sets = [line.set for line in prompts]
-        rules = schedules(session.artifact, options)
+        rules = schedules(artifact, options)
         evaluation = Evaluation(recordings, sets, settings, timer, options.seed, advance, rules)
     fields = {
-        "artifact": str(path),
-        FIELD: model_fields(session.artifact.manifest),
+        "artifact": str(artifact.path),
+        FIELD: model_fields(artifact.manifest),
         "target": timer.timer.target.name,
         "options": _option_fields(source, options),
         "prompts": len(prompts),
@@ -118,7 +131,7 @@ def evaluate(path: Path, source: str, options: EvalOptions, outputs: Outputs) ->
         "texts": _text_fields(prompts, recordings),
         "wall_seconds": time.perf_counter() - start,
     }
-    _write(fields, evaluation, outputs)
+    return fields, evaluation
 
 
 def schedules(artifact: Artifact, options: EvalOptions) -> list[Drafting]:
@@ -243,8 +256,8 @@ def print_evaluation(fields: Fields, *, stderr: bool) -> None:
     """Show the figures: tables of the sets, the positions and the fastest settings."""
     shown = _Shown(stderr)
     shown.line(
-        f"{fields['prompts']} prompts, {fields['positions']} positions drafted from, on "
-        f"{fields['target']}; ± one standard error over prompts"
+        f"{counted(fields['prompts'], 'prompt')}, {counted(fields['positions'], 'position')} "
+        f"drafted from, on {fields['target']}; ± one standard error over prompts"
     )
     shown.table(*_set_table(fields))
     shown.table(*_position_table(fields["acceptance_per_position"]))

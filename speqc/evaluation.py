@@ -22,6 +22,9 @@ DRAWS = 1000
 Sums = NDArray[np.float64]
 """A number for each prompt."""
 
+Quotient = tuple[Sums, Sums]
+"""A figure: what is summed above, and what below."""
+
 
 class Bootstrap:
     """Quotients of sums over prompts, and their standard errors."""
@@ -44,6 +47,19 @@ class Bootstrap:
         drawn = tops[bottoms > 0] / bottoms[bottoms > 0]
         stderr = float(drawn.std()) if np.count_nonzero(bottom) > 1 else None
         return {"value": _finite(top.sum() / bottom.sum()), "stderr": _finite(stderr)}
+
+    def difference(self, of: Quotient, other: Quotient) -> Fields:
+        """`value` and `stderr` of one quotient less another, both drawn from the same prompts."""
+        (top, bottom), (other_top, other_bottom) = of, other
+        if not (bottom.sum() and other_bottom.sum()):
+            return {"value": None, "stderr": None}
+        bottoms, other_bottoms = self._weights @ bottom, self._weights @ other_bottom
+        both = (bottoms > 0) & (other_bottoms > 0)
+        drawn = (self._weights @ top)[both] / bottoms[both]
+        drawn = drawn - (self._weights @ other_top)[both] / other_bottoms[both]
+        value = top.sum() / bottom.sum() - other_top.sum() / other_bottom.sum()
+        stderr = float(drawn.std()) if np.count_nonzero(bottom) > 1 else None
+        return {"value": _finite(value), "stderr": _finite(stderr)}
 
 
 def _finite(number: float | None) -> float | None:
@@ -134,13 +150,37 @@ class Evaluation:
 
     def draft_fields(self, prompts: NDArray[np.bool_] | None = None) -> Fields:
         """How near the draft is: figures of the first drafted token at each position."""
+        figures = self._draft_figures()
+        return {name: self.bootstrap.ratio(*of, prompts) for name, of in figures.items()}
+
+    def _draft_figures(self) -> dict[str, Quotient]:
         counts = self._each(lambda entry: len(entry.chains))
         sums = {
             "agreement": self._each(_agreeing),
             "overlap": self._each(lambda entry: sum(entry.overlap)),
             "kl": self._each(lambda entry: sum(entry.kl)),
         }
-        return {name: self.bootstrap.ratio(above, counts, prompts) for name, above in sums.items()}
+        return {name: (above, counts) for name, above in sums.items()}
+
+    def figures(self) -> dict[str, Quotient]:
+        """What drafts of a model are compared by, the speeds with the best setting of each.
+
+        `held_out_speedup` is that of `held_out`, and not there where that has none.
+        """
+        best, held_out = self.best(), self._held_out_runs()
+        before, plain = self.prompt_seconds, self.plain_seconds
+        tokens = self._each(lambda entry: entry.emitted - 1)
+        found = {
+            **self._draft_figures(),
+            "mean_acceptance_length": (best.accepted + best.rounds, best.rounds),
+            "speedup": (before + plain, before + best.seconds),
+            "seconds_per_token": (best.seconds, tokens),
+        }
+        if held_out is not None:
+            on_first, on_second, first = held_out
+            seconds = np.where(first, on_first.seconds, on_second.seconds)
+            found["held_out_speedup"] = before + plain, before + seconds
+        return found
 
     def per_position(self) -> list[Fields]:
         """For each drafted position the share accepted, of the chains that reach it."""
@@ -185,10 +225,10 @@ class Evaluation:
 
         The halves are drawn by the seed, of each set alike.
         """
-        first = self.halves()
-        if first.all() or not first.any():
+        runs = self._held_out_runs()
+        if runs is None:
             return None
-        on_first, on_second = self.best(~first), self.best(first)
+        on_first, on_second, first = runs
         seconds = np.where(first, on_first.seconds, on_second.seconds)
         return {
             **self._speedups(seconds),
@@ -197,6 +237,13 @@ class Evaluation:
                 self.setting_fields(on_second, ~first) | {"prompts": int((~first).sum())},
             ],
         }
+
+    def _held_out_runs(self) -> tuple[PolicyRuns, PolicyRuns, NDArray[np.bool_]] | None:
+        """The runs for the first half of the prompts, those for the second, and which are first."""
+        first = self.halves()
+        if first.all() or not first.any():
+            return None
+        return self.best(~first), self.best(first), first
 
     def halves(self) -> NDArray[np.bool_]:
         """Which prompts are in the first half."""

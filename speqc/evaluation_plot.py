@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from speqc.report import Fields
+from speqc.runtime.counted import counted
 from speqc.runtime.errors import SpeqcError
 
 
@@ -61,4 +62,4 @@ def _draw_acceptance(axes: Any, fields: Fields) -> None:
         linewidth=1,
     )
     axes.set(xlabel="drafted position", ylabel="share accepted", ylim=(0, 1))
-    axes.set_title(f"{fields['prompts']} prompts")
+    axes.set_title(counted(fields["prompts"], "prompt"))

@@ -6,6 +6,7 @@ from typing import Any
 
 from speqc.dialects.speq import FULL
 from speqc.runtime.calls import Call
+from speqc.runtime.counted import counted
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.program_timing import ProgramTimer
 from speqc.runtime.routing import Chosen, Router, from_text, to_text
@@ -42,7 +43,9 @@ def routers_text(routing: Iterable[Router]) -> str:
     """Experts and layers in words."""
     kinds = Counter(routing)
     return ", ".join(
-        f"{chosen} of {experts} a token in each of {layers} layers"
+        f"{chosen} of {experts} a token in "
+        + ("each of " if layers > 1 else "")
+        + counted(layers, "layer")
         for (experts, chosen), layers in kinds.items()
     )
 

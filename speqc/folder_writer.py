@@ -28,8 +28,8 @@ def folder_in_the_making(path: Path) -> Iterator[Path]:
     Raises SpeqcError where it can't be written.
     """
     making = path.with_name(f".{path.name}.{os.getpid()}.part")
-    making.mkdir()
     try:
+        making.mkdir()
         yield making
         _put_in_place(making, path)
     except OSError as error:
@@ -45,13 +45,22 @@ def _put_in_place(making: Path, path: Path) -> None:
         making.rename(path)
         return
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    path.rename(old)
     try:
+        path.rename(old)
         making.rename(path)
     except BaseException:
-        old.rename(path)
+        if not os.path.lexists(path):
+            old.rename(path)
         raise
+    _remove(old)
+
+
+def _remove(old: Path) -> None:
     if old.is_symlink():
         old.unlink()
-    else:
+        return
+    try:
         shutil.rmtree(old)
+    finally:
+        # What an interruption left of it.
+        shutil.rmtree(old, ignore_errors=True)

@@ -29,6 +29,7 @@ from speqc.recorded_model import check_recorded
 from speqc.replay import Replay, read_replay
 from speqc.report import Fields, acceptance_fields
 from speqc.runtime.calls import Call
+from speqc.runtime.counted import counted
 from speqc.runtime.decode import find_program
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.program_timing import ProgramTimer
@@ -111,8 +112,8 @@ def _calls(artifact: Artifact, options: ReportOptions, run: Replay | None) -> li
         past = max(0, min(past, longest))
     if past > longest:
         raise SpeqcError(
-            f"a prompt of {past} tokens and a round of {length + 1} do not fit the context of "
-            f"{artifact.context}: give a shorter --prompt-length"
+            f"a prompt of {counted(past, 'token')} and a round of {length + 1} do not fit the "
+            f"context of {artifact.context:,}: give a shorter --prompt-length"
         )
     chunk = min(_first_chunk(artifact, options, run), artifact.context)
     return [

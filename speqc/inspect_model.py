@@ -28,6 +28,7 @@ from speqc.report import (
     write_json,
 )
 from speqc.runtime.codebook import CODEBOOKS, fit, load_codebook
+from speqc.runtime.counted import counted
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.module_attributes import recompute_reason
 from speqc.runtime.routing import Router, routers
@@ -44,7 +45,7 @@ WEIGHT_COLUMNS = (
     "K x N",
     "bytes",
     "exponents",
-    "book",
+    "draft format",
     "group",
     "shift",
     "draft",
@@ -228,7 +229,8 @@ def _print_artifact(fields: Fields) -> None:
     _print_view_choice(fields["view_choice"])
     constants = fields["constants"]
     click.echo(
-        f"{constants['tensors']} constants ({constants['values']:,} values) stand as they are"
+        f"as they are: {counted(constants['tensors'], 'constant')} "
+        f"({counted(constants['values'], 'value')})"
     )
 
 
@@ -249,13 +251,20 @@ def _weight_row(fact: Mapping) -> tuple[str, ...]:
         f"{k} x {n}",
         show_bytes(fact["bytes"]),
         sparkline(fact["exponents"]) if fact["exponents"] else "",
-        " ".join(filter(None, (fact["codebook"], fact["levels"]))) or "fp16",
+        _form(fact),
         str(fact["group_size"] or ""),
         "" if fact["shift"] is None else str(fact["shift"]),
         fact["draft_view"] or "",
         "" if snr is None else f"{snr:.2f} dB",
         {True: "yes", False: "NO", None: ""}[fact["exact"]],
     )
+
+
+def _form(fact: Mapping) -> str:
+    """How a weight is stored for drafts: its code book, or the format of its copy."""
+    if fact["codebook"] is not None:
+        return " ".join(filter(None, (fact["codebook"], fact["levels"])))
+    return "fp16" if fact["draft_format"] is None else f"{fact['draft_format']} copy"
 
 
 def _print_model(fields: Fields) -> None:

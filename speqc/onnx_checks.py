@@ -14,6 +14,7 @@ from speqc.dialects.onnx_schema import (
     operator_schemas,
     qualified_name,
 )
+from speqc.runtime.counted import counted
 from speqc.runtime.errors import SpeqcError
 
 FRONT_END_OPERATORS = frozenset(
@@ -152,8 +153,8 @@ def check_signatures(graph: ir.Graph) -> None:
     for node in graph:
         schema = operator_schemas()[f"onnx.{qualified_name(node.domain, node.op_type)}"]
         what = f"node '{node.name}' ({node.op_type})"
-        _check_count(what, "inputs", node.inputs, schema.min_inputs, schema.max_inputs)
-        _check_count(what, "outputs", node.outputs, schema.min_outputs, schema.max_outputs)
+        _check_count(what, "input", node.inputs, schema.min_inputs, schema.max_inputs)
+        _check_count(what, "output", node.outputs, schema.min_outputs, schema.max_outputs)
         for position, value in enumerate(node.inputs[: schema.min_inputs]):
             if value is None and position not in schema.optional_inputs:
                 raise SpeqcError(f"{what}: input {position} ({schema.inputs[position]}) is absent")
@@ -176,7 +177,7 @@ def check_signatures(graph: ir.Graph) -> None:
 
 def _check_count(what: str, kind: str, values: Sequence, least: int, most: int) -> None:
     if not least <= len(values) <= most:
-        raise SpeqcError(f"{what} has {len(values)} {kind}, not {least} to {most}")
+        raise SpeqcError(f"{what} has {counted(len(values), kind)}, not {least} to {most}")
 
 
 def check_tensors(graph: ir.Graph) -> None:

@@ -7,6 +7,7 @@ import onnx_ir.passes.common as common
 
 from speqc.onnx_state import FLOATS, find_kv_pairs, find_token_input, second_token_input
 from speqc.onnx_symbols import SEQUENCE
+from speqc.runtime.counted import counted
 from speqc.runtime.errors import SpeqcError
 
 CAUSAL_OPERATORS = frozenset(
@@ -50,7 +51,8 @@ def check_decoder(model: ir.Model) -> None:
         )
     if kinds.count("key") != kinds.count("value"):
         raise SpeqcError(
-            f"has {kinds.count('key')} caches of keys but {kinds.count('value')} of values"
+            f"has {counted(kinds.count('key'), 'cache')} of keys but {kinds.count('value')} of "
+            "values"
         )
     if not pairs and not any(_is_causal(node) for node in graph):
         raise SpeqcError("has neither caches nor a causal mask: is it an encoder, like BERT?")

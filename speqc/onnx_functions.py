@@ -8,6 +8,7 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from speqc.onnx_quiet import first_cause, quiet
+from speqc.runtime.counted import counted
 from speqc.runtime.errors import SpeqcError
 
 LARGEST_EXPANSION = 1_000_000
@@ -49,8 +50,8 @@ def _expanded(
     function = functions[called]
     if len(node.inputs) > len(function.inputs) or len(node.outputs) != len(function.outputs):
         raise SpeqcError(
-            f"node '{node.name}' calls {name} with {len(node.inputs)} inputs and "
-            f"{len(node.outputs)} outputs; it takes {len(function.inputs)} and gives "
+            f"node '{node.name}' calls {name} with {counted(len(node.inputs), 'input')} and "
+            f"{counted(len(node.outputs), 'output')}; it takes {len(function.inputs)} and gives "
             f"{len(function.outputs)}"
         )
     if called not in sizes:

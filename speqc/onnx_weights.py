@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from speqc.dialects.onnx import LARGEST_CONSTANT
 from speqc.onnx_state import find_token_input
+from speqc.runtime.counted import counted
 from speqc.runtime.errors import SpeqcError
 from speqc.tensor_store import chunks
 
@@ -131,7 +132,10 @@ def _loss(name: str, tensor: ir.TensorProtocol) -> _Loss:
 def _describe_rounding(losses: list[_Loss], allow_rounding: bool) -> str:
     """The note on rounded weights; SpeqcError if they may not be rounded."""
     changed, size = sum(loss.changed for loss in losses), sum(loss.size for loss in losses)
-    share = f"{changed:,} of {size:,} values ({changed / size:.1%}) in {len(losses)} FP32 weights"
+    share = (
+        f"{changed:,} of {counted(size, 'value')} ({changed / size:.1%}) in "
+        f"{counted(len(losses), 'FP32 weight')}"
+    )
     for loss in losses:
         if loss.overflows:
             raise SpeqcError(f"weight '{loss.name}' has values beyond the range of FP16")

@@ -9,6 +9,7 @@ import click
 from speqc.dialects.onnx import node_name
 from speqc.phases import Passes
 from speqc.runtime.calls import Call
+from speqc.runtime.counted import counted
 from speqc.runtime.energy import energy
 from speqc.runtime.program_timing import ProgramTimer
 from speqc.runtime.timing import Array, Load, Parts, time_step
@@ -66,7 +67,8 @@ def print_passes(passes: Iterable[dict[str, Any]]) -> None:
     """Show passes operation by operation."""
     for entry in passes:
         rows, past, cycles = entry["rows"], entry["past"], entry["cycles"]
-        click.echo(f"\n{entry['phase']}: {rows} rows behind {past} positions, {cycles:,} cycles")
+        place = f"{counted(rows, 'row')} behind {counted(past, 'position')}"
+        click.echo(f"\n{entry['phase']}: {place}, {counted(cycles, 'cycle')}")
         columns = "operation", "node", "start", *Parts._fields, "bound", "DRAM", "energy"
         print_table(columns, [_row(op) for op in entry["ops"]])
 

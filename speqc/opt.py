@@ -35,10 +35,11 @@ class SpeqcOptMain(xDSLOptMain):
                 self.ctx.register_dialect(name, factory)
 
     def register_all_passes(self) -> None:
-        """Register xDSL's passes and ours."""
-        for universe in (XDSL_UNIVERSE, SPEQC_UNIVERSE):
+        """Register our passes, which the help then lists first, and xDSL's."""
+        for universe in (SPEQC_UNIVERSE, XDSL_UNIVERSE):
             for name, factory in universe.all_passes.items():
-                self.register_pass(name, factory)
+                if name not in self.available_passes:
+                    self.register_pass(name, factory)
 
     def register_all_targets(self) -> None:
         """Register xDSL's output formats."""

@@ -121,7 +121,7 @@ def measure(grid: Grid) -> Results:
         chosen,
         plain,
         varied,
-        ratios(grid, chosen, plain, at),
+        ratios(grid, found, chosen, plain, at),
         explanations(grid, plain, one_lane, at),
     )
 

@@ -20,6 +20,10 @@ TYPICAL_CONTEXT, TYPICAL_ACCEPTANCE = 1024, 0.976
 """The combination that a comparison is made for, or the nearest that is in the grid."""
 
 
+SHORT_DRAFT = 3
+"""A draft length that the first ratio is also given for, if the grid has it: the best is long."""
+
+
 class Reference(NamedTuple):
     """The combination that ours are quoted for."""
 
@@ -63,13 +67,27 @@ def narrow_baselines(grid: Grid, scheme: str) -> list[Baseline]:
     return sorted(found, key=lambda b: b.weight_bits)
 
 
-def ratios(grid: Grid, chosen: Sequence[Cell], steps: Sequence[Step], at: Reference) -> list[Ratio]:
-    """The paper's ratios beside ours; `chosen` has the best draft lengths.
+def ratios(
+    grid: Grid,
+    found: Sequence[Cell],
+    chosen: Sequence[Cell],
+    steps: Sequence[Step],
+    at: Reference,
+) -> list[Ratio]:
+    """The paper's ratios beside ours; of the cells `found`, `chosen` has the best draft lengths.
 
     The range over the grid is one over models and contexts, at the reference's acceptance.
     """
     drafted = {(c.model, c.context): c.speedup for c in chosen if c.acceptance == at.acceptance}
     rows = [_ratio("SPEQ over FP16", PUBLISHED["SPEQ"], False, drafted, at)]
+    if SHORT_DRAFT in grid.draft_lengths:
+        short = {
+            (c.model, c.context): c.speedup
+            for c in found
+            if (c.draft_length, c.acceptance) == (SHORT_DRAFT, at.acceptance)
+        }
+        name = f"SPEQ over FP16, L = {SHORT_DRAFT}"
+        rows.append(_ratio(name, PUBLISHED["SPEQ"], False, short, at))
     for scheme, over in OVER.items():
         for name in (baseline.name for baseline in narrow_baselines(grid, scheme)):
             own = {(s.model, s.context): s.speedup for s in steps if s.baseline == name}

@@ -1,6 +1,6 @@
 """The pass pipeline as data: which passes exist, and which of them run for each level of the IR."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 
 from xdsl.passes import ModulePass
@@ -92,6 +92,11 @@ def _configured(
 ) -> ModulePass:
     lists = {key: value if isinstance(value, tuple) else (value,) for key, value in options.items()}
     return pass_class(name).from_spec(ArgSpec(name, lists))
+
+
+def place_of(name: str, passes: Sequence[ModulePass]) -> int:
+    """Where the first pass of a name stands among passes; behind all where there is none."""
+    return next((place for place, step in enumerate(passes) if step.name == name), len(passes))
 
 
 def resolve(reference: str) -> object:

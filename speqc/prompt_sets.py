@@ -5,12 +5,12 @@ name). With `chat` true, the text is put into the model's chat template, if it h
 are left alone.
 """
 
-import json
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from speqc.json_lines import JsonLine, read_json_lines
 from speqc.runtime.errors import SpeqcError
 
 SETS = ("text", "code", "math", "dialogue")
@@ -51,34 +51,23 @@ def read_prompts(source: str) -> list[PromptLine]:
     return _read(path)
 
 
-def _read(path: Path) -> list[PromptLine]:
-    try:
-        text = path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise SpeqcError(f"{path}: not a text in UTF-8: {error.reason}") from None
-    # Not splitlines(): it also breaks at characters that a JSON text may hold.
-    lines = text.removeprefix("\N{BOM}").split("\n")
-    found = [
-        _line(line, f"{path}, line {number}", path.stem)
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-    if not found:
-        raise SpeqcError(f"{path}: there is no prompt in it")
-    return found
+def prompt_line(line: JsonLine, name: str) -> PromptLine:
+    """The prompt that a line says, of the set `name` unless it names another.
 
-
-def _line(line: str, where: str, name: str) -> PromptLine:
-    try:
-        fields = json.loads(line)
-    except ValueError as error:
-        raise SpeqcError(f"{where}: not JSON: {error}") from None
-    except RecursionError:
-        raise SpeqcError(f"{where}: not JSON that can be read: nested too deeply") from None
+    Raises SpeqcError, which names the line, where it says none, or not as it has to.
+    """
+    fields, where = line
     if not isinstance(fields, dict):
         raise SpeqcError(f'{where}: expected an object such as {{"prompt": "..."}}')
     _check_fields(fields, where)
     return PromptLine(fields["prompt"], fields.get("set", name), fields.get("chat", False), where)
+
+
+def _read(path: Path) -> list[PromptLine]:
+    found = [prompt_line(line, path.stem) for line in read_json_lines(path)]
+    if not found:
+        raise SpeqcError(f"{path}: there is no prompt in it")
+    return found
 
 
 def _check_fields(fields: dict[str, Any], where: str) -> None:

@@ -12,6 +12,7 @@ from speqc.diagnostics import note
 from speqc.runtime.errors import SpeqcError
 
 DRAFT_OPTIONS = (
+    "draft_format",
     "codebook",
     "levels",
     "group_size",

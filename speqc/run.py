@@ -17,6 +17,7 @@ from speqc.diagnostics import note, progress
 from speqc.kernel_clock import compilation_seconds, watch_compilation
 from speqc.recorded_model import FIELD, model_fields
 from speqc.report import Fields, check_json_destination, print_report, run_fields, write_json
+from speqc.runtime.counted import counted
 from speqc.runtime.decode import (
     Decoded,
     DecodeOptions,
@@ -210,8 +211,8 @@ class Session:
             )
         compare(decoded, plain)
         note(
-            f"checked: {len(plain.tokens)} greedy tokens and all their logits equal those of "
-            "autoregressive decoding bit for bit"
+            f"checked: {counted(len(plain.tokens), 'greedy token')} and all their logits equal "
+            "those of autoregressive decoding bit for bit"
         )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from speqc.decoder_shape import DecoderShape
 from speqc.runtime.errors import SpeqcError
-from speqc.strict_toml import check_values, find_file, read_toml, shipped_files
+from speqc.runtime.strict_values import check_values, is_text
+from speqc.strict_toml import find_file, read_toml, shipped_files
 
 LARGEST = 1 << 24
 
@@ -66,7 +67,7 @@ def _read(file: Traversable, where: str) -> DecoderShape:
 
 def _is_valid(key: str, value: Any) -> bool:
     if key == "source":
-        return isinstance(value, str) and bool(value.strip())
+        return is_text(value)
     if key == "tied_embeddings":
         return isinstance(value, bool)
     low, high = LIMITS[key]

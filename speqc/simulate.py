@@ -16,13 +16,14 @@ from xdsl.dialects.builtin import ModuleOp
 
 from speqc.artifact import load_artifact
 from speqc.auto_length import length_for_acceptance, length_for_run, mean_past, shortened
-from speqc.compile import CompileOptions
+from speqc.compile import DEFAULT_CODEBOOK, CompileOptions
 from speqc.compile_shape import compile_shape
 from speqc.diagnostics import note
 from speqc.dialects.speq import CallOp
 from speqc.expected_rounds import mean_counts, round_chances
 from speqc.expert_report import choices, expert_fields, with_choices
 from speqc.op_report import pass_fields, print_passes
+from speqc.passes.split_weights import BSFP
 from speqc.phases import expected_passes, passes_of
 from speqc.recorded_model import check_recorded
 from speqc.replay import Replay, read_replay
@@ -41,6 +42,7 @@ from speqc.report import (
 )
 from speqc.retarget import retarget
 from speqc.runtime.calls import Call
+from speqc.runtime.counted import counted
 from speqc.runtime.decode import Round, find_program
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.module_attributes import module_context
@@ -72,6 +74,7 @@ class Source:
     codebook: str | None = None
     group_size: int | None = None
     levels: str | None = None
+    draft_format: str | None = None
 
     def program(self, recorded: Recorded | None = None) -> ModuleOp:
         """The `pe` program, which must be of the model of a run that was recorded.
@@ -87,17 +90,27 @@ class Source:
         program = artifact.program
         if recorded is not None:
             check_recorded(recorded.path, recorded.model, path, artifact.manifest)
-        if (self.codebook, self.group_size, self.levels) != (None, None, None):
+        if any((self.codebook, self.group_size, self.levels, self.draft_format)):
             raise SpeqcError(
-                f"{path}: is compiled already: --codebook, --levels and --group-size are for shapes"
+                f"{path}: is compiled already: --codebook, --levels, --group-size and "
+                "--draft-format are for shapes"
             )
         return program if self.target is None else _on_target(program, self.target)
 
     def _compiled(self) -> ModuleOp:
         shape = load_shape(self.name)
         machine = load_target(self.target or DEFAULT_TARGET)
+        if self.codebook is not None and self.draft_format not in (None, BSFP):
+            raise SpeqcError(
+                f"--draft-format {self.draft_format} reads a copy and splits no weight: leave out "
+                "--codebook"
+            )
         options = CompileOptions(
-            machine, self.codebook or "sets", self.group_size, levels=self.levels
+            machine,
+            self.codebook or DEFAULT_CODEBOOK,
+            self.group_size,
+            levels=self.levels,
+            draft_format=self.draft_format or BSFP,
         )
         start = time.perf_counter()
         program = compile_shape(shape, options)
@@ -250,12 +263,13 @@ def check_lengths(program: ModuleOp, run: Replay, fixed_context: bool = False) -
     context = module_context(program)
     if fixed_context and run.prompt_length > context:
         raise SpeqcError(
-            f"a prompt of {run.prompt_length} tokens does not fit the context of {context}"
+            f"a prompt of {counted(run.prompt_length, 'token')} does not fit the context of "
+            f"{context:,}"
         )
     if not fixed_context and run.prompt_length + run.new_tokens > context:
         raise SpeqcError(
-            f"a prompt of {run.prompt_length} tokens and {run.new_tokens} new ones do not fit the "
-            f"context of {context}: compile with a larger --context"
+            f"a prompt of {counted(run.prompt_length, 'token')} and {run.new_tokens:,} new ones do "
+            f"not fit the context of {context:,}: compile with a larger --context"
         )
 
 
@@ -273,7 +287,9 @@ def _replayed(
     program: ModuleOp, run: Replay, new_tokens: int | None, fixed_context: bool
 ) -> tuple[str, Fields]:
     if new_tokens not in (None, run.new_tokens):
-        raise SpeqcError(f"the replayed run has {run.new_tokens} new tokens, not {new_tokens}")
+        raise SpeqcError(
+            f"the replayed run has {counted(run.new_tokens, 'new token')}, not {new_tokens:,}"
+        )
     check_lengths(program, run, fixed_context)
     timer = _timer(program, run, fixed_context)
     calls = run_calls(program, run, timer)

@@ -2,14 +2,14 @@
 
 import re
 import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
 from speqc.runtime.errors import SpeqcError
-from speqc.runtime.near_names import unknown_key
+from speqc.runtime.strict_values import check_values, is_text
 
 
 def shipped_files(folder: str) -> dict[str, Traversable]:
@@ -57,25 +57,29 @@ def read_toml(
         raise error(f"{where}: not valid TOML: {reason}{line}") from reason
 
 
-def check_values(
-    values: Mapping[str, Any],
+def check_sources(
+    sources: Any,
     keys: Collection[str],
     where: str,
-    is_valid: Callable[[str, Any], bool],
-    expectation: Callable[[str], str],
+    *,
+    optional: bool = False,
+    error: type[SpeqcError] = SpeqcError,
 ) -> None:
-    """Raise SpeqcError, one line, unless `values` has just these keys, with valid values.
+    """Raise `error`, one line, unless a table says where the values of these keys come from.
 
-    `expectation` says in words what a key's value must be.
+    With `optional`, of some of them.
     """
-    for key in values:
-        if key not in keys:
-            raise SpeqcError(f"{where}: {unknown_key(key, keys)}")
-    for key in keys:
-        if key not in values:
-            raise SpeqcError(f"{where}: {key} is missing; expected {expectation(key)}")
-        if not is_valid(key, values[key]):
-            raise SpeqcError(f"{where}: {key} must be {expectation(key)}, got {values[key]!r}")
+    if not isinstance(sources, dict):
+        raise error(f"{where}: [sources] must be a table of texts, got {sources!r}")
+    check_values(
+        sources,
+        keys,
+        f"{where}: [sources]",
+        lambda _, source: is_text(source),
+        lambda _: "where the value comes from, or 'assumption: ...'",
+        optional=optional,
+        error=error,
+    )
 
 
 def _quoted_line(text: str, error: ValueError) -> str:

@@ -5,10 +5,9 @@
 
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
-from typing import Any
 
 from speqc.runtime.target import FIELD_NAMES, Target, TargetError, from_mapping
-from speqc.strict_toml import find_file, read_toml, shipped_files
+from speqc.strict_toml import check_sources, find_file, read_toml, shipped_files
 
 DEFAULT_TARGET = "speq-64x64"
 
@@ -44,15 +43,5 @@ def _read(file: Traversable, where: str) -> TargetFile:
     mapping = read_toml(file, where, "target", TargetError)
     sources = mapping.pop("sources", {})
     target = from_mapping(mapping, where)
-    _check_sources(sources, where)
+    check_sources(sources, FIELD_NAMES, where, optional=True, error=TargetError)
     return TargetFile(target, sources)
-
-
-def _check_sources(sources: Any, where: str) -> None:
-    if not isinstance(sources, dict):
-        raise TargetError(f"{where}: sources must be a table of strings, got {sources!r}")
-    for key, source in sources.items():
-        if key not in FIELD_NAMES:
-            raise TargetError(f"{where}: [sources] names {key!r}, which is no key of a target")
-        if not isinstance(source, str):
-            raise TargetError(f"{where}: [sources] {key} must be a string, got {source!r}")

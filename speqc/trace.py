@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from speqc.dialects.speq import DRAFT
 from speqc.report import Fields
 from speqc.runtime.calls import Call
+from speqc.runtime.counted import counted
 from speqc.runtime.decode import Round
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.program_timing import ProgramTimer
@@ -148,7 +149,7 @@ def trace_events(timer: ProgramTimer, run: TracedRun, detailed: int) -> Iterator
 def step_name(call: Call, run: TracedRun) -> str:
     """What a pass is for."""
     if call.past < run.prompt_length:
-        return f"prompt, {call.rows} tokens"
+        return f"prompt, {counted(call.rows, 'token')}"
     if call.function == DRAFT:
         return "draft"
     return f"verify {call.rows - 1}" if run.rounds else "full"

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from speqc.runtime.counted import counted
+
 CURVE_COLUMNS = ("wider", "bits", "overlap", "accepted", "length", "speedup")
 
 
@@ -15,7 +17,7 @@ def view_choice_lines(facts: Mapping[str, Any] | None) -> list[str]:
     chosen = facts["chosen"]
     return [
         f"draft views, {goal}: {chosen['views'] or 'none wider than 4 bits'} "
-        f"(measured at {facts['positions']} positions of {facts['text']})",
+        f"(measured at {counted(facts['positions'], 'position')} of {facts['text']})",
         f"  every weight in 4 bits: {_draft_text(facts['narrow'])}",
         f"  chosen: {_draft_text(chosen)}",
     ]

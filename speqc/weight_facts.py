@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from xdsl.dialects.builtin import DenseArrayBase, IntegerType
 
 from speqc.dialects.speq import WeightOp
+from speqc.passes.split_weights import BSFP
 from speqc.runtime.bsfp import for_each
 from speqc.runtime.planes import draft_panels, full_panels
 from speqc.runtime.weights import WeightFile
@@ -22,8 +23,10 @@ class WeightFacts:
     Attributes:
         name: its symbol; `source` is its name in the model file.
         shape: (K, N).
-        bytes: what it takes in the artifact.
+        bytes: what it takes in the artifact, with its copy if it has one.
         exponents: how many values have each FP16 exponent field 0..31, in the model file.
+        draft_format: bsfp where drafts read a slice of its bits, else that of its copy; None
+            without a draft.
         codebook, levels, group_size, shift: how it is split; None where it is kept as FP16, levels
             also where the code book has no choice of them.
         kept: why it is kept as FP16.
@@ -38,6 +41,7 @@ class WeightFacts:
     shape: tuple[int, int]
     bytes: int
     exponents: list[int] | None
+    draft_format: str | None
     codebook: str | None
     levels: str | None
     group_size: int | None
@@ -56,7 +60,12 @@ def weight_facts(op: WeightOp, file: WeightFile | None) -> WeightFacts:
         return _facts(op, 0, None, None)
     name, n = op.sym_name.data, op.shape[1]
     shift = 0 if op.shift is None else op.shift.value.data
-    if op.codebook is None or op.group_size is None:
+    if op.copy is not None and op.group_size is not None:
+        panels = file.read(f"{name}.fp16")
+        snr = draft_snr_db(panels, *file.copied(op), op.group_size.value.data)
+        copy = file.copy(op).tensors.values()
+        size = panels.nbytes + sum(part.nbytes for part in copy)
+    elif op.codebook is None or op.group_size is None:
         snr = None
         panels = file.read(f"{name}.fp16")
         size = panels.nbytes
@@ -79,14 +88,21 @@ def _facts(op: WeightOp, size: int, snr: float | None, exact: bool | None) -> We
         shape=op.shape,
         bytes=size,
         exponents=_histogram(op.exponents),
+        draft_format=_draft_format(op),
         codebook=None if op.codebook is None else op.codebook.data,
         levels=op.level_set,
         group_size=None if op.group_size is None else op.group_size.value.data,
-        shift=None if op.codebook is None else shift,
+        shift=shift if op.has_draft else None,
         kept=None if op.kept is None else op.kept.data,
         draft_snr_db=snr,
         exact=exact,
     )
+
+
+def _draft_format(op: WeightOp) -> str | None:
+    if op.copy is not None:
+        return op.copy.data
+    return BSFP if op.is_split else None
 
 
 def _histogram(exponents: DenseArrayBase | None) -> list[int] | None:

@@ -23,6 +23,8 @@ from speqc.runtime.codebook import (
     CodeBook,
     load_codebook,
 )
+from speqc.runtime.copy_formats import COPY_LEVELS, CopyFormat, copy_format
+from speqc.runtime.copy_planes import CopyPlanes, copy_panels, copy_tensors
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.planes import (
     NIBBLE_PLANES,
@@ -43,8 +45,14 @@ STRIP_BLOCKS = 64
 """Most blocks of 64 columns in a strip."""
 
 
-Encode = Callable[[str, NDArray[np.uint16], int, CodeBook, int, int], Planes]
-"""Encodes columns of a weight: (name, panels [NB, K, 64], n, book, group size, shift)."""
+Encode = Callable[
+    [str, int, NDArray[np.uint16], int, CodeBook | CopyFormat, int, int], Planes | CopyPlanes
+]
+"""Encodes columns of a weight: (name, first, panels [NB, K, 64], n, scheme, group size, shift).
+
+These are the n columns from `first` on. The scheme is a code book, which gives planes, or the
+format of a copy, which gives that.
+"""
 
 
 class WeightGroup(Protocol):
@@ -79,19 +87,19 @@ def write_weights(
     advance: Callable[[int], None],
     calibration: Calibration | None = None,
 ) -> int:
-    """Write every weight and constant of a `pe` program, and the code book of its split weights.
+    """Write every weight and constant of a `pe` program, and what its drafts are to be read with.
 
     Gives how many values of split weights were decoded again and found equal. `advance` is told of
     each number of blocks done, `count_blocks` in all. Weights that a `calibration` does not name
     get their nearest codes. Raises SpeqcError where a weight does not
-    survive encoding, weights have different code books, or two tensors would have one name.
+    survive encoding, weights have different code books or copies in different formats, or two
+    tensors would have one name.
     """
     weights = [op for op in program.ops if isinstance(op, WeightOp)]
     constants = {op.source.data: tensors[op.source.data] for op in program_constants(program)}
     # Wide types first, so that each tensor lies at a multiple of its item size.
     ordered = sorted(constants.values(), key=lambda tensor: -tensor.dtype.itemsize)
-    book = _program_book(weights)
-    parts = {} if book is None else _book_tensors(book)
+    parts = _scheme_tensors(weights)
     entries = [entry for op in weights for entry in _weight_entries(op)]
     entries += [Entry(name, part.dtype, part.shape) for name, part in parts.items()]
     entries += [Entry(tensor.name, tensor.dtype, tensor.shape) for tensor in ordered]
@@ -136,10 +144,18 @@ def _write_groups(
 
 
 def encode_nearest(
-    _name: str, panels: NDArray[np.uint16], n: int, book: CodeBook, group_size: int, shift: int
-) -> Planes:
-    """Encode as `bsfp.encode` does, which needs to know nothing of the layer."""
-    return encode_panels(panels, n, book, group_size, shift)
+    _name: str,
+    _first: int,
+    panels: NDArray[np.uint16],
+    n: int,
+    scheme: CodeBook | CopyFormat,
+    group_size: int,
+    shift: int,
+) -> Planes | CopyPlanes:
+    """Encode as `bsfp.encode` or `copies.encode_copy`, which need to know nothing of the layer."""
+    if isinstance(scheme, CopyFormat):
+        return copy_panels(panels, n, scheme, group_size, shift)
+    return encode_panels(panels, n, scheme, group_size, shift)
 
 
 def split_values(weights: Iterable[WeightOp]) -> int:
@@ -182,6 +198,18 @@ def _blocks(op: WeightOp) -> int:
     return -(-op.shape[1] // BLOCK)
 
 
+def _scheme_tensors(weights: Sequence[WeightOp]) -> dict[str, NDArray]:
+    """The tensors that say what the bits of drafts mean."""
+    book = _program_book(weights)
+    parts = {} if book is None else _book_tensors(book)
+    formats = sorted({op.copy.data for op in weights if op.copy is not None})
+    if len(formats) > 1:
+        raise SpeqcError(f"an artifact has copies in one format, not in {', '.join(formats)}")
+    if formats:
+        parts[COPY_LEVELS] = copy_format(formats[0]).levels
+    return parts
+
+
 def _program_book(weights: Iterable[WeightOp]) -> CodeBook | None:
     books = {(op.codebook.data, op.level_set) for op in weights if op.codebook is not None}
     if len(books) > 1:
@@ -196,8 +224,13 @@ def _book_tensors(book: CodeBook) -> dict[str, NDArray]:
 
 def _weight_entries(op: WeightOp) -> list[Entry]:
     name, k, blocks = op.sym_name.data, op.shape[0], _blocks(op)
+    plain = Entry(f"{name}.fp16", np.dtype(np.uint16), (blocks, k, BLOCK))
     if op.group_size is None:
-        return [Entry(f"{name}.fp16", np.dtype(np.uint16), (blocks, k, BLOCK))]
+        return [plain]
+    if op.copy is not None:
+        form, size = copy_format(op.copy.data), op.group_size.value.data
+        parts = copy_tensors(k, blocks, form, size)
+        return [plain, *(Entry(f"{name}.{end}", *of) for end, of in parts.items())]
     groups = -(-k // op.group_size.value.data)
     return [
         *(
@@ -218,8 +251,10 @@ def _write_strip(
     panels, n = to_panels(bits), bits.shape[1]
     if strip.weight.is_split:
         _write_split(writer, strip, panels, n, encode)
-    else:
-        writer.write(f"{strip.weight.sym_name.data}.fp16", panels, strip.first)
+        return
+    writer.write(f"{strip.weight.sym_name.data}.fp16", panels, strip.first)
+    if strip.weight.copy is not None:
+        _write_copy(writer, strip, panels, n, encode)
 
 
 def _write_split(
@@ -229,7 +264,9 @@ def _write_split(
     assert op.codebook is not None and op.group_size is not None
     name, book = op.sym_name.data, load_codebook(op.codebook.data, op.level_set)
     shift = 0 if op.shift is None else op.shift.value.data
-    planes = encode(name, panels, n, book, op.group_size.value.data, shift)
+    first = strip.first * BLOCK
+    planes = encode(name, first, panels, n, book, op.group_size.value.data, shift)
+    assert isinstance(planes, Planes)
     if not decodes_to(planes, book, panels, n, shift):
         raise SpeqcError(
             f"weight @{name} ({op.source.data}): decoding does not give its bits back; "
@@ -238,3 +275,18 @@ def _write_split(
     for plane, nibbles in zip(NIBBLE_PLANES, planes.nibbles, strict=True):
         writer.write(f"{name}.{plane}", nibbles, strip.first)
     writer.write(f"{name}.scales", planes.scales, strip.first)
+
+
+def _write_copy(
+    writer: SafetensorsWriter, strip: Strip, panels: NDArray[np.uint16], n: int, encode: Encode
+) -> None:
+    """Write the copy that stands beside a weight's FP16 patterns."""
+    op = strip.weight
+    assert op.copy is not None and op.group_size is not None
+    shift = 0 if op.shift is None else op.shift.value.data
+    name, form = op.sym_name.data, copy_format(op.copy.data)
+    first = strip.first * BLOCK
+    planes = encode(name, first, panels, n, form, op.group_size.value.data, shift)
+    assert isinstance(planes, CopyPlanes)
+    for end, part in planes.tensors.items():
+        writer.write(f"{name}.{end}", part, strip.first)

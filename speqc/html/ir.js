@@ -96,7 +96,7 @@ function renderRows(code, rows) {
     lines.append(...rows.slice(shown, shown + CHUNK_ROWS).map(rowOf));
     shown = Math.min(rows.length, shown + CHUNK_ROWS);
     more.hidden = shown >= rows.length;
-    more.textContent = `${count(rows.length - shown)} more rows`;
+    more.textContent = counted(rows.length - shown, 'more row');
   };
   code.replaceChildren(lines, more);
   code.scrollTo(0, 0);

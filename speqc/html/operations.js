@@ -22,7 +22,7 @@ function operationTables(step, { ops }) {
     ...Object.fromEntries(OP_PARTS.map((part) => [part, ops[part][i]])),
     cycles: OP_PARTS.reduce((sum, part) => sum + ops[part][i], 0), nanojoules: Math.round(ops.energy_joules[i] * 1e9),
   }));
-  return [element('p', {}, `${stepTitle(step)}; ${count(step.cycles)} cycles. Each cycle belongs to the first operation that is not ready by then: loading (until it works on its first block), ideal (its unit works), stalled (its unit waits between blocks) or draining (until its result is ready). These add up to the step. Units work side by side, so that the cycles for which they are busy do not.`),
+  return [element('p', {}, `${stepTitle(step)}; ${counted(step.cycles, 'cycle')}. Each cycle belongs to the first operation that is not ready by then: loading (until it works on its first block), ideal (its unit works), stalled (its unit waits between blocks) or draining (until its result is ready). These add up to the step. Units work side by side, so that the cycles for which they are busy do not.`),
     element('h3', {}, 'By kind'), kindTable(rows, step), element('h3', {}, 'One by one'), ...sortableTable(rows, step)];
 }
 

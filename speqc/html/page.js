@@ -46,6 +46,8 @@ function onThemeChange(redraw) {
 }
 
 const count = (number) => number.toLocaleString('en-US');
+const nouns = (number, noun) => number === 1 ? noun : `${noun}s`;
+const counted = (number, noun) => `${count(number)} ${nouns(number, noun)}`;
 const percent = (share) => `${(100 * share).toFixed(1)}\u2009%`;
 
 function scaled(number, unit, names = ['', 'k', 'M', 'G', 'T', 'P']) {
@@ -107,15 +109,14 @@ function showTip(event, text) {
 }
 
 function stepTitle(step) {
-  const rows = step.rows === 1 ? '1 row' : `${step.rows} rows`;
-  return `${STEP_NAMES[step.name]}: ${rows} behind ${count(step.past)} cached positions`;
+  return `${STEP_NAMES[step.name]}: ${counted(step.rows, 'row')} behind ${counted(step.past, 'cached position')}`;
 }
 
 function showOverview(content, summary) {
   const [draft, verify] = summary.steps;
   content.append(element('div', { class: 'tiles' },
     tile(seconds(draft.seconds), 'a draft step'),
-    tile(seconds(verify.seconds), `a verify step of ${verify.rows} rows`),
+    tile(seconds(verify.seconds), `a verify step of ${counted(verify.rows, 'row')}`),
     tile((draft.seconds / verify.seconds).toFixed(3), 'draft step to verify step'),
     ...(summary.run && summary.run.drafted ? [
       tile(percent(summary.run.acceptance_rate), 'of drafted tokens accepted'),

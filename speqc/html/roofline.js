@@ -23,8 +23,8 @@ function roofsOf({ target, steps }) {
   return [
     { name: 'array, draft mode', rate: draft, colour: 'draft' },
     { name: 'array, full mode', rate: full, colour: 'array' },
-    { name: `array, draft mode, ${drafting.rows} row of activations`, rate: draft * part(drafting.rows), colour: 'draft', dashed: true },
-    { name: `array, full mode, ${verifying.rows} rows of activations`, rate: full * part(verifying.rows), colour: 'array', dashed: true },
+    { name: `array, draft mode, ${counted(drafting.rows, 'row')} of activations`, rate: draft * part(drafting.rows), colour: 'draft', dashed: true },
+    { name: `array, full mode, ${counted(verifying.rows, 'row')} of activations`, rate: full * part(verifying.rows), colour: 'array', dashed: true },
     { name: 'vector unit', rate: 2 * target.vector_lanes * target.clock_hz, colour: 'vector' },
   ];
 }

@@ -9,8 +9,8 @@ function showAcceptance(content, summary) {
   content.append(element('div', { class: 'tiles' },
     tile(percent(run.acceptance_rate), `accepted: ${count(run.accepted)} of ${count(run.drafted)} drafted`),
     tile(run.mean_acceptance_length.toFixed(2), 'tokens a round, the full model\u2019s own included'),
-    tile(count(run.rounds.length), 'rounds'), tile(count(run.early_exits), 'ended drafting early'),
-    tile(count(run.new_tokens), `new tokens behind ${count(run.prompt_tokens)}`)));
+    tile(count(run.rounds.length), nouns(run.rounds.length, 'round')), tile(count(run.early_exits), 'ended drafting early'),
+    tile(count(run.new_tokens), `${nouns(run.new_tokens, 'new token')} behind ${count(run.prompt_tokens)}`)));
   content.append(element('h3', {}, 'By position'),
     element('p', {}, 'Share of tokens accepted at each drafted position, of the rounds that drafted so far.'),
     positionPlot(run), positionTable(run));
@@ -51,7 +51,7 @@ function roundPlot(rounds) {
   const size = 12, columns = 90, most = Math.max(1, ...rounds.map((round) => round.drafted));
   const lines = Math.ceil(rounds.length / columns), tall = most * size + 14;
   const width = Math.max(320, Math.min(rounds.length, columns) * size + 16);
-  const plot = drawn('svg', { viewBox: `0 0 ${width} ${lines * tall + 8}`, width, role: 'img', 'aria-label': `${rounds.length} rounds` });
+  const plot = drawn('svg', { viewBox: `0 0 ${width} ${lines * tall + 8}`, width, role: 'img', 'aria-label': counted(rounds.length, 'round') });
   for (const [place, round] of rounds.entries()) {
     const x = 8 + place % columns * size, floor = (Math.floor(place / columns) + 1) * tall - 2;
     const node = drawn('g', {});

@@ -3,9 +3,12 @@ const EXPONENT_COUNT = 32;
 async function showWeights(content) {
   const { weights, book } = await unpack('weights');
   const split = weights.filter((weight) => weight.codebook);
+  const copied = weights.filter((weight) => weight.draft_format && !weight.codebook);
   const values = (list) => list.reduce((sum, weight) => sum + weight.shape[0] * weight.shape[1], 0);
   content.append(element('div', { class: 'tiles' },
-    tile(`${split.length} of ${weights.length}`, 'weights hold their draft in 4 bits'),
+    copied.length
+      ? tile(`${copied.length} of ${weights.length}`, `weights have a copy in ${copied[0].draft_format}`)
+      : tile(`${split.length} of ${weights.length}`, 'weights hold their draft in 4 bits'),
     tile(count(values(weights)), 'values'),
     exactTile(weights),
     tile(bytes(weights.reduce((sum, weight) => sum + weight.bytes, 0)), 'in the artifact')));
@@ -85,11 +88,17 @@ function bookTable(book, codes) {
 }
 
 function weightTable(weights) {
-  return table('Weights', [['weight'], ['from'], ['K \u00d7 N', 1], ['bytes', 1], ['exponents'], ['book'], ['group', 1], ['shift', 1], ['draft SNR', 1], ['exact']],
+  return table('Weights', [['weight'], ['from'], ['K \u00d7 N', 1], ['bytes', 1], ['exponents'], ['draft format'], ['group', 1], ['shift', 1], ['draft SNR', 1], ['exact']],
     weights.map((weight) => [
       weight.name, named(weight.source), weight.shape.join(' \u00d7 '), bytes(weight.bytes), sparkline(weight.exponents),
-      [weight.codebook, weight.levels].filter(Boolean).join(' ') || `FP16: ${weight.kept}`, String(weight.group_size ?? ''), String(weight.shift ?? ''),
+      storedAs(weight), String(weight.group_size ?? ''), String(weight.shift ?? ''),
       weight.draft_snr_db === null ? '' : `${weight.draft_snr_db.toFixed(2)} dB`, weight.exact === null ? '' : weight.exact ? 'yes' : 'NO']));
+}
+
+/** How drafts find a weight: its code book, or the format of its copy; else why it is plain FP16. */
+function storedAs(weight) {
+  if (weight.codebook) return [weight.codebook, weight.levels].filter(Boolean).join(' ');
+  return weight.draft_format ? `${weight.draft_format} copy` : `FP16: ${weight.kept}`;
 }
 
 /** A name that may be too long for its column. */

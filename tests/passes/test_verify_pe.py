@@ -11,6 +11,8 @@ from speqc.runtime.target import Target
 TARGET = replace(Target(), vector_lanes=512)
 """With so many lanes the attention of the model is for the vector unit."""
 
+COPY = 'copy = "nvfp4", group_size = 16'
+
 
 @pytest.fixture
 def program(run_passes: RunPasses) -> str:
@@ -237,6 +239,18 @@ def test_decode_programs_are_whole(run_passes: RunPasses, program: str) -> None:
 def test_kept_weight_has_no_draft(run_passes: RunPasses, program: str) -> None:
     message = rejected(run_passes, program.replace("<512x64, full>", "<512x64, draft>"))
     assert "@full, pe.load_weight: weight @down is not split: it has no draft view" in message
+
+
+def test_a_copy_serves_drafts_and_no_wider_view(run_passes: RunPasses) -> None:
+    text = replaced(model(TARGET), 'codebook = "paper", group_size = 128', COPY)
+    copied = str(run_passes(text, *TO_PE))
+    assert str(run_passes(copied, "verify-pe")) == copied
+    assert "!speq.view<64x512, draft>" in copied
+    message = rejected(run_passes, copied.replace("<64x512, draft>", "<64x512, wide8>"))
+    assert "@draft, pe.load_weight: weight @up is not split: it has no wide8 view" in message
+    # Other groups are another number of bytes.
+    message = rejected(run_passes, replaced(copied, COPY, 'copy = "int4", group_size = 64'))
+    assert "@draft, pe.load_weight: blocks of" in message
 
 
 def test_view_in_the_draft_needs_draft_mode(run_passes: RunPasses, program: str) -> None:

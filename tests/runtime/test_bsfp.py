@@ -1,11 +1,15 @@
+import threading
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_codebook import counted_exponents
 
 from speqc.runtime import bsfp
-from speqc.runtime.bsfp import Encoded, decode, draft_snr_db, draft_values, encode
-from speqc.runtime.codebook import exponent_histogram, fit, load_codebook, scale_class
+from speqc.runtime.bsfp import Encoded, decode, draft_snr_db, draft_values, encode, for_each
+from speqc.runtime.codebook import fit, load_codebook, scale_class
 from speqc.runtime.errors import SpeqcError
 
 SETS = load_codebook("sets")
@@ -367,7 +371,7 @@ def test_fixed_books_are_exact_under_the_fitted_shift(name, data):
     )
     elements = st.one_of(normal, st.sampled_from([0, 0x8000]))
     bits = np.array(data.draw(st.lists(elements, min_size=1, max_size=60)), np.uint16)[:, None]
-    result = fit(book, *exponent_histogram(bits))
+    result = fit(book, *counted_exponents(bits))
     assert result.ok
     encoded = encode(bits, book, 16, result.shift)
     assert np.array_equal(decode(encoded, book, result.shift), bits)
@@ -436,3 +440,26 @@ def test_snr_at_the_ends():
     assert bsfp.snr_db(2.0, 0.0) == np.inf
     assert bsfp.snr_db(0.0, 2.0) == -np.inf
     assert bsfp.snr_db(100.0, 1.0) == pytest.approx(20)
+
+
+def test_an_exception_ends_the_loops_of_other_threads_too(monkeypatch):
+    monkeypatch.setattr("speqc.runtime.bsfp.processors", lambda: 2)
+    begun, failed = threading.Event(), threading.Event()
+    done = []
+
+    def slow(item):
+        done.append(item)
+        begun.set()
+        assert failed.wait(10)
+        time.sleep(0.01)
+
+    def outer(item):
+        if item == 1:
+            for_each(range(1000), slow)
+        assert begun.wait(10)
+        failed.set()
+        raise KeyError(item)
+
+    with pytest.raises(KeyError, match="0"):
+        for_each(range(2), outer)
+    assert len(done) < 1000

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_codebook import counted_exponents
 
 from speqc.runtime.bsfp import Encoded, decode, draft_values, encode
-from speqc.runtime.codebook import LEVEL_SETS, exponent_histogram, fit, load_codebook
+from speqc.runtime.codebook import LEVEL_SETS, fit, load_codebook
 from speqc.runtime.gptq import choose, choose_block
 from speqc.runtime.moments import Metric, Moments, metric
 
@@ -88,7 +89,7 @@ def test_books_with_forced_codes_get_better_scales(name, factor):
     book = load_codebook(name)
     bits = (gaussian(96, 8).view(np.float16) * np.float16(factor)).view(np.uint16)
     bits[bits & 0x7FFF < 0x1000] = 0
-    found = fit(book, *exponent_histogram(bits))
+    found = fit(book, *counted_exponents(bits))
     assert found.ok and (found.shift > 0) == (factor > 1)
     chosen = choose(bits, book, 32, found.shift, inputs(96))
     nearest = encode(bits, book, 32, found.shift)

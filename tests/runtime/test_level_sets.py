@@ -147,10 +147,10 @@ def _properties(levels):
     ("levels", "bits"), [(None, 10), ("free", 10), ("m2", 2), ("m1", 1), ("fp4", 1), ("pow2", 0)]
 )
 def test_traffic_tells_what_is_multiplied(levels, bits):
-    assert weight_traffic(split(levels), View.DRAFT) == (4, 64, bits)
-    assert weight_traffic(split(levels), View.WIDE8) == (8, 64, 3)
-    assert weight_traffic(split(levels), View.WIDE12) == (12, 64, 7)
-    assert weight_traffic(split(levels), View.FULL) == (16, 64, 10)
+    assert weight_traffic(split(levels), View.DRAFT) == (4, 64, bits, 16)
+    assert weight_traffic(split(levels), View.WIDE8) == (8, 64, 3, 16)
+    assert weight_traffic(split(levels), View.WIDE12) == (12, 64, 7, 16)
+    assert weight_traffic(split(levels), View.FULL) == (16, 64, 10, 16)
 
 
 def test_default_target_takes_every_level_set():

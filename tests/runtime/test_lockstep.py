@@ -115,7 +115,7 @@ def test_misuse(machine: Machine, lockstep: Lockstep) -> None:
     with pytest.raises(ValueError, match="a branch of 0 positions has no first 1"):
         branch.fork(1)
     full = Branch(machine.empty_caches(), np.zeros(machine.context, np.int64))
-    with pytest.raises(SpeqcError, match="1 more do not fit the context"):
+    with pytest.raises(SpeqcError, match="no room for 1 token behind 1,024 positions"):
         lockstep.call("full", [full], [[1]])
 
 

@@ -136,7 +136,7 @@ def test_a_call_refuses_what_it_cannot_do(machine: Machine) -> None:
     machine.call("full", TOKENS[:2])
     with pytest.raises(SpeqcError, match="the program has no step function @other"):
         machine.call("other", TOKENS)
-    with pytest.raises(SpeqcError, match="2 positions are used and 1023 more do not fit"):
+    with pytest.raises(SpeqcError, match="room for 1,023 tokens behind 2 positions in the"):
         machine.call("full", [0] * (machine.context - 1))
     with pytest.raises(ValueError, match="expected tokens and a positive chunk"):
         machine.call("full", [])

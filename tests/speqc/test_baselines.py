@@ -195,7 +195,7 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
         ("cache_bits = 16\n", "cache_bits = 8\n", "cache_bits must be 16, the one width there is"),
         ("input_ops = []", 'input_ops = ["Sqrt"]', "input_ops must be a list of Abs"),
         ('title = "Mine"', 'title = ""', "title must be a non-empty string"),
-        ('group_size = "assumption"\n', "", "group_size needs a source"),
+        ('group_size = "assumption"\n', "", "[sources]: group_size is missing; expected where"),
         ('group_size = "assumption"\n', 'group = "x"\n', "group"),
         ("[sources]\n", "[source]\n", "source"),
     ],

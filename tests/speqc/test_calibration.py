@@ -22,7 +22,9 @@ from speqc.cli import main
 from speqc.dialects.speq import FULL, WeightOp
 from speqc.model_folder import ModelFolder, read_model_folder
 from speqc.runtime.errors import SpeqcError
-from speqc.runtime.input_moments import InputMoments, batches, groups
+from speqc.runtime.head_inputs import HeadInputs
+from speqc.runtime.input_moments import InputMoments, batches, groups, weight_name
+from speqc.runtime.likely_tokens import LEAST
 from speqc.runtime.lockstep import Lockstep
 from speqc.runtime.machine import Machine
 from speqc.runtime.self_text import write_text
@@ -167,6 +169,69 @@ def test_moments_are_those_of_the_inputs_of_each_group(plain):
         assert np.allclose(sums.matrix(), x.T @ x, rtol=1e-3, atol=1e-3 * np.square(x).mean())
 
 
+def test_rows_that_do_not_count_are_left_out(plain):
+    machine = machine_of(plain)
+    found = groups(full_step(machine), split_names(machine))
+    every, some = InputMoments(found), InputMoments(found)
+    head = HeadInputs(full_step(machine))
+    ids = np.arange(5)
+    some.leave_out([0, 3])
+    head.leave_out([0, 3])
+    seen = {}
+
+    def watch(op, operands, results):
+        for observer in (every, some, head):
+            observer.observe(op, operands, results)
+        if op.name == "pe.gemm" and weight_name(op) == head.weight:
+            seen["x"] = operands[0].reshape(5, -1).astype(np.float32)
+        return results
+
+    machine.call("full", ids, observe=watch)
+    assert [sums.rows for sums in every.take()] == [5] * len(found)
+    assert [sums.rows for sums in some.take()] == [3] * len(found)
+    likely = head.take()
+    assert likely is not None and np.array_equal(likely.inputs.T, seen["x"][[1, 2, 4]])
+
+
+def test_the_head_is_known_and_its_likely_tokens(plain):
+    machine = machine_of(plain)
+    head = HeadInputs(full_step(machine))
+    assert head.weight == "model.lm_head"
+    logits = machine.call("full", np.arange(9), observe=head.observe)
+    likely = head.take()
+    assert likely is not None
+    assert len(likely.starts) == logits.shape[1] + 1
+    p = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    found = np.zeros(p.shape, bool)
+    for token in range(p.shape[1]):
+        found[likely.rows[likely.starts[token] : likely.starts[token + 1]], token] = True
+    clear = np.abs(p / LEAST - 1) > 1e-3
+    assert np.array_equal(found[clear], (p >= LEAST)[clear]) and clear.mean() > 0.99
+
+
+def test_the_head_is_judged_where_tokens_were_likely(plain):
+    text = CalibrationText("ids", [[5, 9, 2, 7, 1, 3]], False, 50, 6)
+    machine = machine_of(plain)
+    calibration = Calibration(machine, text, frozenset())
+    calibration.run_first()
+    head = HeadInputs(full_step(machine)).weight
+    assert head is not None
+    other = next(name for name in split_names(machine) if name != head)
+    likely = calibration.likely(head, 64, 64)
+    assert likely is not None and len(likely.starts) == 65
+    assert likely.inputs.shape[1] == 5  # All but the text's first token.
+    assert calibration.likely(other, 0, 64) is None
+
+
+def test_the_first_rows_of_texts_are_named(plain):
+    named = []
+    prompts = [[3, 4, 5], [6], [7, 8]]
+    write_text(Lockstep(machine_of(plain)), prompts, 200, 8, before_pass=named.append)
+    assert named[0][:5] == [0, 3, 4, 6, 9]
+    assert [] in named
+
+
 def test_batches_keep_to_the_budget_and_their_order(plain):
     machine = machine_of(plain)
     found = groups(full_step(machine), split_names(machine))
@@ -221,9 +286,9 @@ def test_files_are_read_by_their_names(tmp_path):
     found = read(lines)
     assert found.texts == [[1, 2, 3], [4]] and not found.written
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text('{"prompt": "And the LORD"}\n')
+    prompts.write_text('\N{BOM}{"prompt": "And\u2028the LORD"}\r\n', "utf-8")
     found = read(prompts)
-    assert found.texts == [read_ids("And the LORD")] and found.written
+    assert found.texts == [read_ids("And\u2028the LORD")] and found.written
 
 
 def test_a_long_file_is_read_in_pieces_from_all_over_it(tmp_path):
@@ -266,11 +331,15 @@ BAD = {
     "empty.txt": ("", "has no tokens"),
     "bad.npy": ("abc", "not an .npy file"),
     "bad.jsonl": ("{", "not JSON"),
-    "deep.jsonl": ("[" * 100_000, "too deeply nested"),
-    "other.jsonl": ('{"text": "a"}', "expected a list of token ids"),
+    "deep.jsonl": ("[" * 100_000, "nested too deeply"),
+    "text.jsonl": ('"a"', "text.jsonl, line 1: expected a list of token ids, or an object"),
+    "truths.jsonl": ("[1, true]", "expected a list of token ids"),
+    "other.jsonl": ('{"text": "a"}', 'there is no "prompt", or it is empty'),
+    "void.jsonl": ("", "has no tokens"),
+    "kind.jsonl": ('{"prompt": "a", "chat": 1}', '"chat" must be true or false, got 1'),
     "mixed.jsonl": ('[1]\n{"prompt": "a"}', "both prompts and token ids"),
     "range.jsonl": ("[5000]", "out of range"),
-    "chat.jsonl": ('{"prompt": "a", "chat": true}', "no chat template"),
+    "chat.jsonl": ('\n{"prompt": "a", "chat": true}', "line 2: .* no chat template"),
 }
 
 
@@ -290,7 +359,7 @@ def test_text_without_a_tokenizer_and_latin_text_are_refused(tmp_path):
     with pytest.raises(SpeqcError, match="needs a tokenizer"):
         read(text, ModelFolder())
     text.write_bytes(b"caf\xe9")
-    with pytest.raises(SpeqcError, match="not UTF-8"):
+    with pytest.raises(SpeqcError, match="not a text in UTF-8"):
         read(text)
 
 

@@ -169,6 +169,8 @@ def test_the_pipeline_finds_the_levels_that_it_needs():
 def test_opt_names_our_passes_and_near_ones(invoke):
     help = " ".join(invoke("opt", "--help").stdout.split()).replace("- ", "-")
     assert "Passes of speqc (the others are xDSL's): verify-onnx" in help
+    _, _, listed = "".join(help.split()).partition("Availablepassesare:")
+    assert listed.startswith(",".join(PASSES))
     for name, meant in (
         ("elide-mode-switch", "elide-mode-switches"),
         ("canonicalise", "canonicalize"),

@@ -126,8 +126,11 @@ def test_end_of_text_stops_unless_told_otherwise(invoke, kjv, tmp_path):
         (("--token-ids", "1,x"), "--token-ids: expected numbers"),
         (("--token-ids", "5,99999"), "token id 99999 (place 1 of the prompt) is out of range"),
         (("--token-ids", "-1"), "out of range"),
-        (("--token-ids", "5", "-n", "5000"), "do not fit the context of 1024"),
-        (("--token-ids", ",".join(["5"] * 2000)), "a prompt of 2000 tokens"),
+        (
+            ("--token-ids", "5", "-n", "5000"),
+            "of 1 token and 5,000 new ones do not fit the context of 1,024",
+        ),
+        (("--token-ids", ",".join(["5"] * 2000)), "a prompt of 2,000 tokens"),
         (("--prompt", ""), "the prompt is empty"),
         (("--prompt", "Hello", "--chat"), "has no chat template"),
         (("--token-ids", "5", "--check", "--mode", "draft"), "--check: the draft mode"),
@@ -179,7 +182,7 @@ def test_compare_takes_equal_bits_for_equal():
     ("tokens", "logits", "message"),
     [
         ([1, 1], ROWS, "new token 1 is 1, autoregressive decoding's 0"),
-        ([1], ROWS[:1], "1 new tokens, autoregressive decoding gives 2"),
+        ([1], ROWS[:1], "1 new token, autoregressive decoding gives 2"),
         ([1, 0], [-ROWS[0], ROWS[1]], "new token 0: 2 logits differ, first that of token id 0"),
     ],
 )
@@ -192,3 +195,14 @@ def test_token_ids():
     assert parse_token_ids("1, 2,3") == [1, 2, 3]
     with pytest.raises(SpeqcError, match="--token-ids"):
         parse_token_ids("")
+
+
+@pytest.mark.parametrize("mode", ["autoregressive", "draft"])
+@pytest.mark.parametrize(
+    "option", ["--draft-length=4", "--exit-threshold=0", "--draft-schedule=cost", "--measured=x"]
+)
+def test_options_of_drafting_need_it(invoke, kjv, mode, option):
+    result = invoke("run", kjv, "--prompt", "a", "--mode", mode, option)
+    assert result.exit_code == 2
+    name = option.partition("=")[0]
+    assert f"{name}: nothing is drafted in --mode {mode}." in result.stderr

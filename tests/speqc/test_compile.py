@@ -157,6 +157,18 @@ def test_compile_writes_beside_us_and_says_what_it_did(invoke, model, tmp_path, 
     load_artifact(tmp_path / "model.speq")
 
 
+def test_groups_that_do_not_divide_k_are_said_once(model, tmp_path, invoke):
+    shapes = ("compile", model, "--no-weights", "-o", tmp_path / "x.speq")
+    (line,) = (
+        line
+        for line in invoke(*shapes, "--group-size", 96).stderr.splitlines()
+        if "last group is shorter" in line
+    )
+    # The products' K are 256 and 512: 96 divides neither.
+    assert re.search(r"^note: .* in (\d+) of \1 weights: 96 does not divide K \(of @\w", line)
+    assert "shorter" not in invoke(*shapes, "--group-size", 128).stderr
+
+
 @pytest.mark.parametrize(("codebook", "group_size"), [("sets", 64), ("paper", 128), ("naive", 128)])
 def test_each_code_book_has_its_own_group_size(model, tmp_path, codebook, group_size):
     options = CompileOptions(TARGET, codebook)

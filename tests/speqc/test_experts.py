@@ -124,7 +124,7 @@ def test_stacked_weights_are_parts_of_one_tensor(artifacts: dict[str, Path], inv
     assert {tuple(w["shape"]) for w in experts} == {(HIDDEN, WIDTH), (WIDTH, HIDDEN)}
     assert len(experts) == 2 * EXPERTS
     assert all(w["exact"] and w["codebook"] == "sets" for w in experts)
-    assert "2 of 4 a token in each of 1 layers" in invoke("inspect", artifacts["stack"]).stdout
+    assert "2 of 4 a token in 1 layer" in invoke("inspect", artifacts["stack"]).stdout
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_without_a_recording_choices_are_assumed(artifacts: dict[str, Path], inv
     arguments = ("simulate", artifacts["mask"], "--prompt-length", "9", "--new-tokens", "6")
     for extra in ((), ("--acceptance", "0.7")):
         assert (
-            "2 of 4 a token in each of 1 layers, assumed independent and uniform"
+            "2 of 4 a token in 1 layer, assumed independent and uniform"
             in invoke(*arguments, *extra).stdout
         )
     timer = ProgramTimer(load_artifact(artifacts["mask"]).program)

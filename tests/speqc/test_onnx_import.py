@@ -254,7 +254,7 @@ def test_inexact_fp32_weights_are_refused(tmp_path):
 def test_inexact_fp32_weights_are_rounded_on_request(tmp_path):
     imported = import_model(save(fp32_decoder(inexact_head(320)), tmp_path), True)
     assert imported.notes[1:] == [
-        "rounded to FP16: 320 of 1,280 values (25.0%) in 1 FP32 weights changed"
+        "rounded to FP16: 320 of 1,280 values (25.0%) in 1 FP32 weight changed"
     ]
     assert (imported.tensors.read("head") == np.float16(1)).all()
     assert imported.tensors["head"].exponents == (0,) * 15 + (1280,) + (0,) * 16

@@ -308,4 +308,4 @@ def test_lonely_cache(tmp_path):
         node(model, "new_1").input[0] = "heads_value_0"
         del model.graph.input[3]
 
-    assert "1 caches of keys but 0 of values" in refusal(changed(tmp_path, change))
+    assert "1 cache of keys but 0 of values" in refusal(changed(tmp_path, change))

@@ -174,7 +174,8 @@ def test_simulate_reports_phases(invoke, kjv, acceptance) -> None:
     listed = invoke(*arguments, "--ops").stdout
     assert listed.startswith(text)
     for entry in fields["passes"]:
-        assert f"{entry['phase']}: {entry['rows']} rows behind {entry['past']}" in listed
+        rows = "1 row" if entry["rows"] == 1 else f"{entry['rows']} rows"
+        assert f"{entry['phase']}: {rows} behind {entry['past']} positions" in listed
         assert all(op["name"] in listed for op in entry["ops"])
 
 

@@ -27,9 +27,7 @@ def test_no_prompt_is_in_two_places() -> None:
 
 def test_fields_of_a_line(tmp_path: Path) -> None:
     path = tmp_path / "mine.jsonl"
-    path.write_text(
-        '\N{BOM}{"prompt": "a\\u2028b"}\r\n\r\n{"prompt": "c", "set": "d"}\r\n', "utf-8"
-    )
+    path.write_text('\N{BOM}{"prompt": "a\u2028b"}\r\n\r\n{"prompt": "c", "set": "d"}\r\n', "utf-8")
     first, second = read_prompts(str(path))
     assert (first.text, first.set, first.chat) == ("a\u2028b", "mine", False)
     assert (second.text, second.set, second.where) == ("c", "d", f"{path}, line 3")

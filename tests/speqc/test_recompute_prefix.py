@@ -339,3 +339,10 @@ def test_weights_have_no_place_in_a_layer(tmp_path: Path):
 
 def _is_draft(op: FuncOp) -> bool:
     return op.sym_name.data == "draft"
+
+
+def test_a_model_that_recomputes_is_not_asked_to_write(tmp_path: Path, monkeypatch):
+    """Said before its weights are encoded; with a text, `Positions` and calibrations run."""
+    monkeypatch.setattr("speqc.compile.write_artifact", None)
+    with pytest.raises(SpeqcError, match="auto: a model that recomputes its prefix writes too"):
+        compiled(unusual(squared, caches=False), tmp_path, draft_views="auto")

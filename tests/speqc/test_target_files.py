@@ -186,9 +186,12 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("table", "expected"),
     [
-        ("sources = 3", "sources must be a table of strings, got 3"),
-        ('[sources]\nclock = "x"', "names 'clock', which is no key of a target"),
-        ("[sources]\nclock_hz = 3", "clock_hz must be a string, got 3"),
+        ("sources = 3", "[sources] must be a table of texts, got 3"),
+        ('[sources]\nclock = "x"', "[sources]: unknown key 'clock'; did you mean clock_hz?"),
+        (
+            "[sources]\nclock_hz = 3",
+            "[sources]: clock_hz must be where the value comes from",
+        ),
     ],
 )
 def test_bad_sources(tmp_path: Path, table: str, expected: str) -> None:

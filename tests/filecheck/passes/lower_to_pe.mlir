@@ -16,6 +16,8 @@ builtin.module attributes {onnx.opset = 20 : i64, speq.context = 128 : i64, pe.t
   speq.weight @head from "head" : tensor<64x272xf16> {digest = "sha256:00", codebook = "sets", group_size = 64 : i64}
   speq.weight @up from "up" : tensor<64x512xf16> {digest = "sha256:01", codebook = "paper", group_size = 128 : i64}
   speq.weight @down from "down" : tensor<512x64xf16> {digest = "sha256:02", kept = "it has Inf or NaN"}
+  speq.weight @gate from "gate" : tensor<64x512xf16> {digest = "sha256:03", copy = "int4", group_size = 64 : i64}
+  speq.weight @wide from "wide" : tensor<64x512xf16> {digest = "sha256:04", copy = "nvfp4", group_size = 16 : i64, shift = -9 : i64}
   speq.cache @kv {heads = 1 : i64, key_dim = 16 : i64, value_dim = 8 : i64, element_type = f16}
 
   // A product is a load, a mode and a gemm; the tiles of the draft are as many lanes deep. The full
@@ -45,6 +47,24 @@ builtin.module attributes {onnx.opset = 20 : i64, speq.context = 128 : i64, pe.t
     %h = speq.matmul %x, %v2 : (tensor<1x?x64xf16>, !speq.view<64x512, full>) -> tensor<1x?x512xf16>
     %v3 = speq.view @down : !speq.view<512x64, full>
     %d = speq.matmul %h, %v3 : (tensor<1x?x512xf16>, !speq.view<512x64, full>) -> tensor<1x?x64xf16>
+    func.return
+  }
+
+  // A draft streams a weight's copy, with 20 bits a group in int4 (160 bytes a tile of 64 rows), and
+  // 8 for each 16 weights in nvfp4 (256 bytes); the full view is the plain weight.
+
+  // CHECK-LABEL: func.func @copies
+  // CHECK-NEXT:    pe.load_weight @gate {tiling = #pe.tiling<64x64, grid 1x8, per_block 4>, block_bytes = 32768 : i64, last_block_bytes = 32768 : i64} : !pe.stream<!speq.view<64x512, full>>
+  // CHECK:         pe.load_weight @gate {tiling = #pe.tiling<256x64, grid 1x8, per_block 3>, block_bytes = 6624 : i64, last_block_bytes = 4416 : i64} : !pe.stream<!speq.view<64x512, draft>>
+  // CHECK-NEXT:    pe.mode draft
+  // CHECK:         pe.load_weight @wide {tiling = #pe.tiling<256x64, grid 1x8, per_block 3>, block_bytes = 6912 : i64, last_block_bytes = 4608 : i64} : !pe.stream<!speq.view<64x512, draft>>
+  func.func @copies(%x: tensor<1x?x64xf16>) {
+    %v0 = speq.view @gate : !speq.view<64x512, full>
+    %a = speq.matmul %x, %v0 : (tensor<1x?x64xf16>, !speq.view<64x512, full>) -> tensor<1x?x512xf16>
+    %v1 = speq.view @gate : !speq.view<64x512, draft>
+    %b = speq.matmul %x, %v1 : (tensor<1x?x64xf16>, !speq.view<64x512, draft>) -> tensor<1x?x512xf16>
+    %v2 = speq.view @wide : !speq.view<64x512, draft>
+    %c = speq.matmul %x, %v2 : (tensor<1x?x64xf16>, !speq.view<64x512, draft>) -> tensor<1x?x512xf16>
     func.return
   }
 

@@ -55,6 +55,41 @@ speq.weight @w from "w" : tensor<64x64xf16> {digest = "none", stored_bits = 8 : 
 
 // -----
 
+// CHECK: unknown copy "nf4", expected one of int4, mxfp4, nvfp4
+speq.weight @w from "w" : tensor<64x64xf16> {digest = "sha256:00", copy = "nf4", group_size = 64 : i64}
+
+// -----
+
+// CHECK: a weight with a copy has no codebook, levels or kept
+speq.weight @w from "w" : tensor<64x64xf16> {digest = "sha256:00", copy = "int4", group_size = 64 : i64, codebook = "sets"}
+
+// -----
+
+// CHECK: a weight with a copy has no codebook, levels or kept
+speq.weight @w from "w" : tensor<64x64xf16> {digest = "sha256:00", copy = "int4", group_size = 64 : i64, kept = "why"}
+
+// -----
+
+// CHECK: a weight with a copy needs a positive group_size
+speq.weight @w from "w" : tensor<64x64xf16> {digest = "sha256:00", copy = "int4"}
+
+// -----
+
+// CHECK: copies in "mxfp4" have groups of 32, got 64
+speq.weight @w from "w" : tensor<64x64xf16> {digest = "sha256:00", copy = "mxfp4", group_size = 64 : i64}
+
+// -----
+
+// CHECK: a shift is for nvfp4 copies, not "int4"
+speq.weight @w from "w" : tensor<64x64xf16> {digest = "sha256:00", copy = "int4", group_size = 64 : i64, shift = -3 : i64}
+
+// -----
+
+// CHECK: a weight with stored_bits has no copy
+speq.weight @w from "w" : tensor<64x64xf16> {digest = "sha256:00", stored_bits = 8 : i64, copy = "int4", group_size = 64 : i64}
+
+// -----
+
 // CHECK: heads must be positive, got 0
 speq.cache @c {heads = 0 : i64, key_dim = 16 : i64, value_dim = 16 : i64, element_type = f16}
 

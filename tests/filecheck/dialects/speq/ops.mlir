@@ -10,6 +10,8 @@ speq.weight @split from "q.weight" : tensor<64x64xf16> {digest = "sha256:01", co
 speq.weight @kept from "up.weight" : tensor<64x128xf16> {digest = "sha256:02", kept = "has an infinity"}
 // CHECK-NEXT: speq.weight @narrow from "down.weight" : tensor<64x128xf16> {digest = "sha256:03", stored_bits = 8 : i64, group_size = 64 : i64}
 speq.weight @narrow from "down.weight" : tensor<64x128xf16> {digest = "sha256:03", stored_bits = 8 : i64, group_size = 64 : i64}
+// CHECK-NEXT: speq.weight @copied from "o.weight" : tensor<64x128xf16> {digest = "sha256:04", copy = "nvfp4", group_size = 16 : i64, shift = -9 : i64}
+speq.weight @copied from "o.weight" : tensor<64x128xf16> {digest = "sha256:04", copy = "nvfp4", group_size = 16 : i64, shift = -9 : i64}
 // CHECK-NEXT: speq.cache @kv_0 {heads = 2 : i64, key_dim = 16 : i64, value_dim = 16 : i64, element_type = f16}
 speq.cache @kv_0 {heads = 2 : i64, key_dim = 16 : i64, value_dim = 16 : i64, element_type = f16}
 // CHECK-NEXT: speq.history @fed because "onnx.Softmax 'n': no \22cache\22"

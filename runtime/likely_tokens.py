@@ -1,0 +1,88 @@
+"""Where each token was likely: the inputs of the head by which the draft of its column is judged.
+
+A draft is accepted for its probabilities, and the logit of a token matters where that token is a
+candidate. To second order the divergence of a draft whose logits are off by e is half the variance
+of e under the model's probabilities p; with errors that know nothing of each other that is half of
+sum_v p_v (1 - p_v) e_v^2. So each column of the head has rows of its own, weighted by p (1 - p).
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from speqc.runtime.fp16 import to_single
+from speqc.runtime.norms import softmax
+
+LEAST = 1e-3
+"""Probability under which a token is no candidate."""
+
+_ROWS = 64
+"""Rows whose probabilities are computed together."""
+
+
+@dataclass(frozen=True)
+class LikelyRows:
+    """Inputs of the head, and for some of its columns which of them count, and how much.
+
+    Attributes:
+        inputs: float32[K, M], shared by all columns: an input's numbers stand in a column.
+        starts: int64[N + 1]; column n has the entries from starts[n] to starts[n + 1].
+        rows: int32[E], which inputs, ascending for each column.
+        weights: float32[E], p (1 - p).
+    """
+
+    inputs: NDArray[np.float32]
+    starts: NDArray[np.int64]
+    rows: NDArray[np.int32]
+    weights: NDArray[np.float32]
+
+    @property
+    def judged(self) -> NDArray[np.bool_]:
+        """Which columns have entries, bool[N]."""
+        return np.diff(self.starts) > 0
+
+    def columns(self, first: int, stop: int) -> "LikelyRows":
+        """Those of the columns from `first` to `stop`; columns beyond the last have no entries."""
+        starts = self.starts[np.minimum(np.arange(first, stop + 1), len(self.starts) - 1)]
+        part = slice(int(starts[0]), int(starts[-1]))
+        return LikelyRows(self.inputs, starts - starts[0], self.rows[part], self.weights[part])
+
+
+class LikelyTokens:
+    """Collects where tokens were likely, from inputs of the head and the logits they gave."""
+
+    def __init__(self) -> None:
+        self._vocabulary = 0
+        self._inputs: list[NDArray[np.float32]] = []
+        self._found: list[tuple[NDArray, NDArray, NDArray]] = []
+        self._count = 0
+
+    def add(self, x: NDArray, logits: NDArray) -> None:
+        """Add inputs [M, K] and their logits [M, V]; rows with Inf or NaN are left out."""
+        sound = np.isfinite(x).all(axis=1) & np.isfinite(logits).all(axis=1)
+        x, logits = x[sound], logits[sound]
+        self._vocabulary = logits.shape[1]
+        for start in range(0, len(x), _ROWS):
+            p = softmax(to_single(logits[start : start + _ROWS]))
+            rows, tokens = np.nonzero(p >= np.float32(LEAST))
+            chance = p[rows, tokens]
+            self._found.append(
+                (
+                    (rows + (self._count + start)).astype(np.int32),
+                    tokens.astype(np.int32),
+                    chance * (np.float32(1) - chance),
+                )
+            )
+        self._inputs.append(to_single(x))
+        self._count += len(x)
+
+    def take(self) -> LikelyRows | None:
+        """What was collected, by columns; None where there was nothing."""
+        if not self._count:
+            return None
+        rows, tokens, weights = (np.concatenate(part) for part in zip(*self._found, strict=True))
+        order = np.argsort(tokens, kind="stable")
+        starts = np.searchsorted(tokens[order], np.arange(self._vocabulary + 1))
+        inputs = np.ascontiguousarray(np.concatenate(self._inputs).T)
+        return LikelyRows(inputs, starts, rows[order], weights[order])

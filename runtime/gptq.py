@@ -54,30 +54,51 @@ def choose(
     rounds: int = ROUNDS,
     likely: LikelyRows | None = None,
 ) -> Chosen:
-    """Encode uint16[K, N] as `choose_block` does, 64 columns at a time; the result has N."""
-    parts = [
-        choose_block(
-            bits[:, start : start + BLOCK],
-            book,
-            group_size,
-            shift,
-            metric,
-            rounds,
-            None if likely is None else likely.columns(start, start + BLOCK),
-        )
-        for start in range(0, bits.shape[1], BLOCK)
-    ]
+    """Encode uint16[K, N] as `choose_block` does, 64 columns at a time; the result has N.
+
+    With `likely`, which is for these columns of the head, those that were candidates often enough
+    are then improved where they were (`likely_columns`). What that costs elsewhere is in `after`.
+    """
     n = bits.shape[1]
+    parts = [
+        choose_block(bits[:, start : start + BLOCK], book, group_size, shift, metric, rounds)
+        for start in range(0, n, BLOCK)
+    ]
     codes, rest, scales = (
         np.concatenate(arrays, axis=1)[:, :n]
         for arrays in zip(*(_arrays(part.encoded) for part in parts), strict=True)
     )
-    return Chosen(
+    chosen = Chosen(
         Encoded(codes, rest, scales, group_size),
         np.concatenate([part.before for part in parts])[:n],
         np.concatenate([part.after for part in parts])[:n],
         np.concatenate([part.power for part in parts])[:n],
     )
+    if likely is not None:
+        judged = likely.judged()
+        for start in range(0, len(judged), BLOCK):
+            columns = judged[start : start + BLOCK]
+            panel = _Panel(bits[:, columns], book, group_size, shift, metric)
+            panel.judge = LikelyColumns(metric, likely.pick(columns))
+            _improve(chosen, columns, panel, rounds)
+    return chosen
+
+
+def _improve(chosen: Chosen, columns: NDArray[np.int64], panel: "_Panel", rounds: int) -> None:
+    """Improve some columns of what was chosen as their panel judges; those with Inf or NaN stay."""
+    taken = panel.finite[: len(columns)]
+    kept, size = _arrays(chosen.encoded), chosen.encoded.group_size
+    panel.start(Encoded(*(_panel_of(array[:, columns]) for array in kept), size))
+    panel.improve(rounds)
+    found = panel.encoded()
+    for array, new in zip(kept, _arrays(found), strict=True):
+        array[:, columns[taken]] = new[:, : len(columns)][:, taken]
+    chosen.after[columns[taken]] = panel.loss(panel.errors_of(found))[: len(columns)][taken]
+
+
+def _panel_of(columns: NDArray) -> NDArray:
+    """Columns, with zeros up to 64."""
+    return np.pad(columns, ((0, 0), (0, BLOCK - columns.shape[1])))
 
 
 def choose_block(
@@ -87,19 +108,16 @@ def choose_block(
     shift: int,
     metric: Metric,
     rounds: int = ROUNDS,
-    likely: LikelyRows | None = None,
 ) -> Chosen:
     """Encode at most 64 columns for a small error of the layer's output.
 
     No column's error is larger than that of `bsfp.encode` without importance, as far as FP32 can
-    tell, but for columns with `likely` rows: those are judged by these rows in the end. A column
-    with Inf or NaN keeps what `bsfp.encode` chooses.
+    tell. A column with Inf or NaN keeps what that chooses.
 
     Args:
         bits, book, group_size, shift: as in `bsfp.encode_block`, whose result this has.
         metric: of the layer's input, as wide as the block is deep.
         rounds: times that scales and then codes are improved in turns.
-        likely: for the head, where the tokens of these columns were likely.
 
     Raises:
         SpeqcError: as `bsfp.encode`.
@@ -109,12 +127,12 @@ def choose_block(
     before = panel.loss(panel.errors_of(plain))
     best, least = plain, before.copy()
 
-    def keep(found: Encoded, columns: NDArray[np.bool_] | None = None) -> None:
+    def keep(found: Encoded) -> None:
         loss = panel.loss(panel.errors_of(found))
-        taken = loss < least if columns is None else columns
-        least[taken] = loss[taken]
+        better = loss < least
+        least[better] = loss[better]
         for kept, new in zip(_arrays(best), _arrays(found), strict=True):
-            kept[:, taken] = new[:, taken]
+            kept[:, better] = new[:, better]
 
     keep(panel.nearest(metric.importance))
     panel.start(best)
@@ -123,11 +141,6 @@ def choose_block(
     panel.settle()
     panel.improve(rounds)
     keep(panel.encoded())
-    if likely is not None and likely.judged.any():
-        panel.start(best)
-        panel.judge = LikelyColumns(metric, likely)
-        panel.improve(rounds)
-        keep(panel.encoded(), likely.judged & panel.finite)
     return Chosen(best, before, least, panel.loss(panel.weights))
 
 

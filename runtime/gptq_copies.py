@@ -64,35 +64,50 @@ def choose_copy(
         bits, form, group_size, shift: as in `copies.encode_copy`.
         metric: of the layer's input.
         rounds: times that scales and then nibbles are improved in turns.
-        likely: as in `gptq.choose_block`.
+        likely: as in `gptq.choose`.
 
     Raises:
         SpeqcError: as `copies.encode_copy`.
     """
     n = bits.shape[1]
     parts = [
-        _choose_block(
-            bits[:, start : start + BLOCK],
-            form,
-            group_size,
-            shift,
-            metric,
-            rounds,
-            None if likely is None else likely.columns(start, start + BLOCK),
-        )
+        _choose_block(bits[:, start : start + BLOCK], form, group_size, shift, metric, rounds)
         for start in range(0, n, BLOCK)
     ]
     nibbles, scales, zeros = (
         np.concatenate(arrays, axis=1)[:, :n]
         for arrays in zip(*(_arrays(part.copied) for part in parts), strict=True)
     )
-    return ChosenCopy(
+    chosen = ChosenCopy(
         Copied(nibbles, scales, zeros, group_size),
         *(
             np.concatenate([getattr(part, name) for part in parts])[:n]
             for name in ("before", "after", "power")
         ),
     )
+    if likely is not None:
+        judged = likely.judged()
+        for start in range(0, len(judged), BLOCK):
+            columns = judged[start : start + BLOCK]
+            panel = _Panel(bits[:, columns], form, group_size, shift, metric)
+            panel.judge = LikelyColumns(metric, likely.pick(columns))
+            _improve(chosen, columns, panel, rounds)
+    return chosen
+
+
+def _improve(chosen: ChosenCopy, columns: NDArray[np.int64], panel: "_Panel", rounds: int) -> None:
+    """Improve some columns of what was chosen as their panel judges."""
+    count = len(columns)
+    kept = _arrays(chosen.copied)
+    nibbles, scales, zeros = (array[:, columns] for array in kept)
+    beyond = ((0, 0), (0, BLOCK - count))
+    # A scale of a format stands in the columns beyond, since not every format has a zero.
+    padded = np.pad(nibbles, beyond), np.pad(scales, beyond, mode="edge"), np.pad(zeros, beyond)
+    panel.start(Copied(*padded, chosen.copied.group_size))
+    panel.improve(rounds)
+    for array, new in zip(kept, _arrays(panel.copied()), strict=True):
+        array[:, columns] = new[:, :count]
+    chosen.after[columns] = panel.shared.loss(panel.errors)[:count]
 
 
 def _arrays(copied: Copied) -> tuple[NDArray, NDArray, NDArray]:
@@ -106,23 +121,20 @@ def _choose_block(
     shift: int,
     metric: Metric,
     rounds: int,
-    likely: LikelyRows | None,
 ) -> ChosenCopy:
     """Copy at most 64 columns; the result has 64."""
     panel = _Panel(bits, form, group_size, shift, metric)
     best = panel.nearest(None)
-    shared = panel.judge
+    shared = panel.shared
     before = shared.loss(panel.errors_of(best))
     least = before.copy()
 
-    def keep(
-        found: Copied, errors: NDArray[np.float32], columns: NDArray[np.bool_] | None = None
-    ) -> None:
+    def keep(found: Copied, errors: NDArray[np.float32]) -> None:
         loss = shared.loss(errors)
-        taken = loss < least if columns is None else columns
-        least[taken] = loss[taken]
+        better = loss < least
+        least[better] = loss[better]
         for kept, new in zip(_arrays(best), _arrays(found), strict=True):
-            kept[:, taken] = new[:, taken]
+            kept[:, better] = new[:, better]
 
     weighted = panel.nearest(metric.importance)
     keep(weighted, panel.errors_of(weighted))
@@ -135,11 +147,6 @@ def _choose_block(
     panel.start(best)
     panel.improve(rounds)
     keep(panel.copied(), panel.errors)
-    if likely is not None and likely.judged.any():
-        panel.start(best)
-        panel.judge = LikelyColumns(metric, likely)
-        panel.improve(rounds)
-        keep(panel.copied(), panel.errors, likely.judged)
     return ChosenCopy(best, before, least, shared.loss(panel.weights))
 
 
@@ -161,7 +168,7 @@ class _Panel:
         metric: Metric,
     ):
         self.bits, self.form, self.size, self.shift = bits, form, group_size, shift
-        self.judge = ColumnErrors(metric)
+        self.judge = self.shared = ColumnErrors(metric)
         self.known = form.scales(shift)
         self.scales = self.known.astype(np.float32)
         self.weights = np.zeros((len(bits), BLOCK), np.float32)

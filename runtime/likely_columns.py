@@ -22,7 +22,7 @@ _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 
 
 class LikelyColumns(ColumnErrors):
-    """Errors of 64 columns of the head, each judged where its token was likely.
+    """Errors of at most 64 columns of the head, each judged where its token was likely.
 
     `settle` and `loss` are those of all text.
     """
@@ -31,7 +31,7 @@ class LikelyColumns(ColumnErrors):
         super().__init__(metric)
         self._coupling = metric.moments * np.float32(PRIOR)
         self._inputs = likely.inputs
-        self._starts = likely.starts
+        self._starts = np.pad(likely.starts, (0, BLOCK + 1 - len(likely.starts)), mode="edge")
         self._rows = likely.rows
         self._weights = likely.weights / np.float32(metric.power)
         self._diagonal = np.repeat(np.diagonal(self._coupling)[:, None], BLOCK, axis=1)

@@ -7,6 +7,7 @@ sum_v p_v (1 - p_v) e_v^2. So each column of the head has rows of its own, weigh
 """
 
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,11 @@ from numpy.typing import NDArray
 from speqc.runtime.fp16 import to_single
 from speqc.runtime.norms import softmax
 
-LEAST = 1e-3
+LEAST = 0.005
 """Probability under which a token is no candidate."""
+
+ENOUGH = 0.05
+"""Sum of weights under which a column is not judged by rows of its own."""
 
 _ROWS = 64
 """Rows whose probabilities are computed together."""
@@ -37,16 +41,19 @@ class LikelyRows:
     rows: NDArray[np.int32]
     weights: NDArray[np.float32]
 
-    @property
-    def judged(self) -> NDArray[np.bool_]:
-        """Which columns have entries, bool[N]."""
-        return np.diff(self.starts) > 0
+    def judged(self) -> NDArray[np.int64]:
+        """Columns whose weights add up to something, ascending."""
+        sums = np.diff(
+            np.concatenate([[0.0], np.cumsum(self.weights, dtype=np.float64)])[self.starts]
+        )
+        return np.flatnonzero(sums >= ENOUGH)
 
-    def columns(self, first: int, stop: int) -> "LikelyRows":
-        """Those of the columns from `first` to `stop`; columns beyond the last have no entries."""
-        starts = self.starts[np.minimum(np.arange(first, stop + 1), len(self.starts) - 1)]
-        part = slice(int(starts[0]), int(starts[-1]))
-        return LikelyRows(self.inputs, starts - starts[0], self.rows[part], self.weights[part])
+    def pick(self, columns: NDArray[np.int64]) -> "LikelyRows":
+        """Those of some columns, in the order that is given."""
+        counts = self.starts[columns + 1] - self.starts[columns]
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        entries = np.arange(starts[-1]) + np.repeat(self.starts[columns] - starts[:-1], counts)
+        return LikelyRows(self.inputs, starts, self.rows[entries], self.weights[entries])
 
 
 class LikelyTokens:
@@ -54,7 +61,7 @@ class LikelyTokens:
 
     def __init__(self) -> None:
         self._vocabulary = 0
-        self._inputs: list[NDArray[np.float32]] = []
+        self._inputs: list[NDArray] = []
         self._found: list[tuple[NDArray, NDArray, NDArray]] = []
         self._count = 0
 
@@ -74,7 +81,7 @@ class LikelyTokens:
                     chance * (np.float32(1) - chance),
                 )
             )
-        self._inputs.append(to_single(x))
+        self._inputs.append(x)
         self._count += len(x)
 
     def take(self) -> LikelyRows | None:
@@ -84,5 +91,8 @@ class LikelyTokens:
         rows, tokens, weights = (np.concatenate(part) for part in zip(*self._found, strict=True))
         order = np.argsort(tokens, kind="stable")
         starts = np.searchsorted(tokens[order], np.arange(self._vocabulary + 1))
-        inputs = np.ascontiguousarray(np.concatenate(self._inputs).T)
+        inputs = np.empty((self._inputs[0].shape[1], self._count), np.float32)
+        ends = accumulate(map(len, self._inputs), initial=0)
+        for (start, stop), part in zip(pairwise(ends), self._inputs, strict=True):
+            inputs[:, start:stop] = to_single(part).T
         return LikelyRows(inputs, starts, rows[order], weights[order])

@@ -164,7 +164,7 @@ class Calibration:
         """Where the tokens of n columns of a weight from `first` on were likely, for the head."""
         if self._likely is None or name != self._head:
             return None
-        return self._likely.columns(first, first + n)
+        return self._likely.pick(np.arange(first, first + n))
 
     def add_error(self, name: str, power: float, before: float, after: float) -> None:
         """Count errors of some columns of a weight."""

@@ -643,10 +643,11 @@ def eval_command(
         seed,
     )
     outputs = Outputs(json_to, csv_to, plot_to)
-    if len(artifacts) > 1:
+    first, *others = list(artifacts)
+    if others:
         evaluate_several(artifacts, source, options, outputs)
     else:
-        evaluate(artifacts[0], source, options, outputs)
+        evaluate(first, source, options, outputs)
 
 
 @main.command("report")

@@ -15,7 +15,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from speqc.runtime.bsfp import BLOCK, Encoded, draft_values, encode_block, row_weights
+from speqc.runtime.bsfp import BLOCK, Encoded, draft_values, encode_block, for_each, row_weights
 from speqc.runtime.codebook import CodeBook, scale_class
 from speqc.runtime.column_errors import ColumnErrors, Sweep, solve
 from speqc.runtime.likely_columns import LikelyColumns
@@ -60,10 +60,14 @@ def choose(
     are then improved where they were (`likely_columns`). What that costs elsewhere is in `after`.
     """
     n = bits.shape[1]
-    parts = [
-        choose_block(bits[:, start : start + BLOCK], book, group_size, shift, metric, rounds)
-        for start in range(0, n, BLOCK)
-    ]
+    found: dict[int, Chosen] = {}
+
+    def choose_at(start: int) -> None:
+        block = bits[:, start : start + BLOCK]
+        found[start] = choose_block(block, book, group_size, shift, metric, rounds)
+
+    for_each(range(0, n, BLOCK), choose_at)
+    parts = [found[start] for start in range(0, n, BLOCK)]
     codes, rest, scales = (
         np.concatenate(arrays, axis=1)[:, :n]
         for arrays in zip(*(_arrays(part.encoded) for part in parts), strict=True)
@@ -76,24 +80,29 @@ def choose(
     )
     if likely is not None:
         judged = likely.judged()
-        for start in range(0, len(judged), BLOCK):
+
+        def improve_at(start: int) -> None:
             columns = judged[start : start + BLOCK]
             panel = _Panel(bits[:, columns], book, group_size, shift, metric)
             panel.judge = LikelyColumns(metric, likely.pick(columns))
             _improve(chosen, columns, panel, rounds)
+
+        for_each(range(0, len(judged), BLOCK), improve_at)
     return chosen
 
 
 def _improve(chosen: Chosen, columns: NDArray[np.int64], panel: "_Panel", rounds: int) -> None:
-    """Improve some columns of what was chosen as their panel judges; those with Inf or NaN stay."""
-    taken = panel.finite[: len(columns)]
+    """Improve some columns of what was chosen as their panel judges, where it finds it better."""
     kept, size = _arrays(chosen.encoded), chosen.encoded.group_size
     panel.start(Encoded(*(_panel_of(array[:, columns]) for array in kept), size))
+    least = panel.judge.loss(panel.errors)
     panel.improve(rounds)
     found = panel.encoded()
+    errors = panel.errors_of(found)
+    better = np.flatnonzero((panel.judge.loss(errors) < least)[: len(columns)])
     for array, new in zip(kept, _arrays(found), strict=True):
-        array[:, columns[taken]] = new[:, : len(columns)][:, taken]
-    chosen.after[columns[taken]] = panel.loss(panel.errors_of(found))[: len(columns)][taken]
+        array[:, columns[better]] = new[:, better]
+    chosen.after[columns[better]] = panel.loss(errors)[better]
 
 
 def _panel_of(columns: NDArray) -> NDArray:
@@ -137,8 +146,11 @@ def choose_block(
     keep(panel.nearest(metric.importance))
     panel.start(best)
     panel.settle()
+    keep(panel.encoded())
     panel.refit(keep_codes=False)
     panel.settle()
+    keep(panel.encoded())
+    panel.start(best)
     panel.improve(rounds)
     keep(panel.encoded())
     return Chosen(best, before, least, panel.loss(panel.weights))

@@ -3,7 +3,7 @@
 The same steps on the same moments: a start with the squared error weighted by E[x^2], GPTQ, the
 scales of a column refitted together, then scales and nibbles improved in turns. All 16 levels of a
 weight are allowed. Scales stay among those that the format has: each in its turn is moved to the
-best one while the others stay, so that no step makes the output worse. Zero points stay those of
+best one while the others stay. Zero points stay those of
 the start. Whatever has the least error by then is kept, column by column.
 """
 
@@ -13,7 +13,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from speqc.runtime.bsfp import BLOCK, row_weights
+from speqc.runtime.bsfp import BLOCK, for_each, row_weights
 from speqc.runtime.column_errors import ColumnErrors, Sweep, solve
 from speqc.runtime.copies import (
     Copied,
@@ -57,8 +57,8 @@ def choose_copy(
 ) -> ChosenCopy:
     """Copy uint16[K, N] for a small error of the layer's output, 64 columns at a time.
 
-    No column's error is larger than that of `copies.encode_copy` without importance, as far as FP32
-    can tell.
+    Without `likely` no column's error is larger than that of `copies.encode_copy` without
+    importance, as far as FP32 can tell.
 
     Args:
         bits, form, group_size, shift: as in `copies.encode_copy`.
@@ -70,10 +70,14 @@ def choose_copy(
         SpeqcError: as `copies.encode_copy`.
     """
     n = bits.shape[1]
-    parts = [
-        _choose_block(bits[:, start : start + BLOCK], form, group_size, shift, metric, rounds)
-        for start in range(0, n, BLOCK)
-    ]
+    found: dict[int, ChosenCopy] = {}
+
+    def choose_at(start: int) -> None:
+        block = bits[:, start : start + BLOCK]
+        found[start] = _choose_block(block, form, group_size, shift, metric, rounds)
+
+    for_each(range(0, n, BLOCK), choose_at)
+    parts = [found[start] for start in range(0, n, BLOCK)]
     nibbles, scales, zeros = (
         np.concatenate(arrays, axis=1)[:, :n]
         for arrays in zip(*(_arrays(part.copied) for part in parts), strict=True)
@@ -87,16 +91,19 @@ def choose_copy(
     )
     if likely is not None:
         judged = likely.judged()
-        for start in range(0, len(judged), BLOCK):
+
+        def improve_at(start: int) -> None:
             columns = judged[start : start + BLOCK]
             panel = _Panel(bits[:, columns], form, group_size, shift, metric)
             panel.judge = LikelyColumns(metric, likely.pick(columns))
             _improve(chosen, columns, panel, rounds)
+
+        for_each(range(0, len(judged), BLOCK), improve_at)
     return chosen
 
 
 def _improve(chosen: ChosenCopy, columns: NDArray[np.int64], panel: "_Panel", rounds: int) -> None:
-    """Improve some columns of what was chosen as their panel judges."""
+    """Improve some columns of what was chosen as their panel judges, where it finds it better."""
     count = len(columns)
     kept = _arrays(chosen.copied)
     nibbles, scales, zeros = (array[:, columns] for array in kept)
@@ -104,10 +111,12 @@ def _improve(chosen: ChosenCopy, columns: NDArray[np.int64], panel: "_Panel", ro
     # A scale of a format stands in the columns beyond, since not every format has a zero.
     padded = np.pad(nibbles, beyond), np.pad(scales, beyond, mode="edge"), np.pad(zeros, beyond)
     panel.start(Copied(*padded, chosen.copied.group_size))
+    least = panel.judge.loss(panel.errors)
     panel.improve(rounds)
+    better = np.flatnonzero((panel.judge.loss(panel.errors) < least)[:count])
     for array, new in zip(kept, _arrays(panel.copied()), strict=True):
-        array[:, columns] = new[:, :count]
-    chosen.after[columns] = panel.shared.loss(panel.errors)[:count]
+        array[:, columns[better]] = new[:, better]
+    chosen.after[columns[better]] = panel.shared.loss(panel.errors)[better]
 
 
 def _arrays(copied: Copied) -> tuple[NDArray, NDArray, NDArray]:

@@ -16,8 +16,8 @@ from speqc.runtime.likely_tokens import LikelyRows, LikelyTokens
 class HeadInputs:
     """An observer of a machine's steps that pairs the head's inputs with the logits they gave.
 
-    The head is the product that the logits come from, with nothing between that mixes rows or
-    tokens but for operations whose first operand has the same shape, such as a scale or a cap.
+    The head is the product that the logits come from. Between the two there may be operations on
+    the logits, such as a scale or a cap: those with exactly one operand of the logits' shape.
 
     Attributes:
         weight: the head's weight; None where logits come from something else.
@@ -44,7 +44,7 @@ class HeadInputs:
         if self._inputs is not None and op is self._logits.owner:
             counts = np.ones(len(self._inputs), np.bool_)
             counts[list(self._left_out)] = False
-            self._tokens.add(self._inputs[counts], _rows(results[0])[counts])
+            self._tokens.add(self._inputs, _rows(results[0]), counts)
             self._inputs = None
         return results
 
@@ -70,13 +70,13 @@ def _product(logits: SSAValue) -> pe.GemmOp | None:
         op = value.op
         if isinstance(op, pe.GemmOp):
             return op if op.predicate is None else None
-        if not op.operands or _width(op.operands[0]) != _width(logits):
+        alike = [operand for operand in op.operands if _shape(operand) == _shape(logits)]
+        if len(alike) != 1:
             return None
-        value = op.operands[0]
+        value = alike[0]
     return None
 
 
-def _width(value: SSAValue) -> int | None:
-    """The size of a tensor's last axis."""
+def _shape(value: SSAValue) -> tuple[int, ...] | None:
     get_shape = getattr(value.type, "get_shape", None)
-    return None if get_shape is None else get_shape()[-1]
+    return None if get_shape is None else tuple(get_shape())

@@ -1,9 +1,9 @@
 """Errors of the head counted where their token was likely: a metric for each column of a panel.
 
-A column's error e costs `PRIOR` e^T H e, with H the moments that all columns share, plus the sum
-of w (x . e)^2 over the inputs x where its token was a candidate (see `likely_tokens`). These are
-few for most tokens, so that their part is never formed as a matrix: what each logit is off by is
-kept up instead.
+A column's error e costs e^T H e, with H the moments that all columns share, plus the sum of
+w (x . e)^2 / `PRIOR` over the inputs x where its token was a candidate (see `likely_tokens`). These
+are few for most tokens, so that their part is never formed as a matrix: what each logit is off by
+is kept up instead.
 """
 
 import numba
@@ -24,25 +24,33 @@ _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 class LikelyColumns(ColumnErrors):
     """Errors of at most 64 columns of the head, each judged where its token was likely.
 
-    `settle` and `loss` are those of all text.
+    `settle` is that of all text.
     """
 
     def __init__(self, metric: Metric, likely: LikelyRows):
         super().__init__(metric)
-        self._coupling = metric.moments * np.float32(PRIOR)
         self._inputs = likely.inputs
         self._starts = np.pad(likely.starts, (0, BLOCK + 1 - len(likely.starts)), mode="edge")
         self._rows = likely.rows
-        self._weights = likely.weights / np.float32(metric.power)
-        self._diagonal = np.repeat(np.diagonal(self._coupling)[:, None], BLOCK, axis=1)
+        self._weights = likely.weights / np.float32(metric.power * PRIOR)
+        self._diagonal = np.repeat(np.diagonal(metric.moments)[:, None], BLOCK, axis=1)
         _add_squares(self._inputs, self._starts, self._rows, self._weights, self._diagonal)
+
+    def loss(self, errors: NDArray[np.float32]) -> NDArray[np.float64]:
+        """What errors [K, 64] cost each column, damping included, float64[64]."""
+        exact = errors.astype(np.float64)
+        shared = np.sum(exact * times(self.metric.moments, errors), axis=0)
+        own = self._weights * self._residuals(errors).astype(np.float64) ** 2
+        places = np.repeat(np.arange(BLOCK), np.diff(self._starts))
+        return shared + np.bincount(places, own, BLOCK)
 
     def descend(
         self, weights: NDArray[np.float32], errors: NDArray[np.float32], choose: Choose
     ) -> NDArray[np.float32]:
         """Choose each row anew with all others as they are, one row after another."""
         found = np.array(errors)
-        pull, residuals = times(self._coupling, found), self._residuals(found)
+        coupling = self.metric.moments
+        pull, residuals = times(coupling, found), self._residuals(found)
         entries = self._starts, self._rows
         target = np.empty((1, BLOCK), np.float32)
         alone = np.zeros((1, 1), np.float32)
@@ -51,7 +59,7 @@ class LikelyColumns(ColumnErrors):
             aim = self._weights, weights[k], before, pull[k], self._diagonal[k], residuals
             _aim(x, *entries, *aim, target[0])
             choose(np.arange(k, k + 1), target, alone, found[k : k + 1])
-            _pass_on(x, *entries, found[k] - before, self._coupling[k], pull, residuals)
+            _pass_on(x, *entries, found[k] - before, coupling[k], pull, residuals)
         return found
 
     def normal_equations(
@@ -59,8 +67,6 @@ class LikelyColumns(ColumnErrors):
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """As those of all text."""
         normal, slope = super().normal_equations(drafts, errors, size)
-        normal *= PRIOR
-        slope *= PRIOR
         entries = self._starts, self._rows, self._weights
         _add_normal(self._inputs, *entries, drafts, self._residuals(errors), size, normal, slope)
         return normal, slope

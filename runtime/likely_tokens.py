@@ -43,9 +43,8 @@ class LikelyRows:
 
     def judged(self) -> NDArray[np.int64]:
         """Columns whose weights add up to something, ascending."""
-        sums = np.diff(
-            np.concatenate([[0.0], np.cumsum(self.weights, dtype=np.float64)])[self.starts]
-        )
+        columns = np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
+        sums = np.bincount(columns, self.weights, len(self.starts) - 1)
         return np.flatnonzero(sums >= ENOUGH)
 
     def pick(self, columns: NDArray[np.int64]) -> "LikelyRows":
@@ -65,22 +64,24 @@ class LikelyTokens:
         self._found: list[tuple[NDArray, NDArray, NDArray]] = []
         self._count = 0
 
-    def add(self, x: NDArray, logits: NDArray) -> None:
-        """Add inputs [M, K] and their logits [M, V]; rows with Inf or NaN are left out."""
-        sound = np.isfinite(x).all(axis=1) & np.isfinite(logits).all(axis=1)
-        x, logits = x[sound], logits[sound]
+    def add(self, x: NDArray, logits: NDArray, counts: NDArray[np.bool_]) -> None:
+        """Add inputs [M, K] and their logits [M, V], of the rows that count, bool[M].
+
+        Rows with Inf or NaN are left out.
+        """
         self._vocabulary = logits.shape[1]
-        for start in range(0, len(x), _ROWS):
-            p = softmax(to_single(logits[start : start + _ROWS]))
-            rows, tokens = np.nonzero(p >= np.float32(LEAST))
-            chance = p[rows, tokens]
-            self._found.append(
-                (
-                    (rows + (self._count + start)).astype(np.int32),
-                    tokens.astype(np.int32),
-                    chance * (np.float32(1) - chance),
-                )
-            )
+        wanted = np.flatnonzero(counts & np.isfinite(x).all(axis=1))
+        for start in range(0, len(wanted), _ROWS):
+            rows = wanted[start : start + _ROWS]
+            p = softmax(to_single(logits[rows]))
+            sound = ~np.isnan(p[:, 0])
+            self._add_rows(x[rows[sound]], p[sound])
+
+    def _add_rows(self, x: NDArray, p: NDArray[np.floating]) -> None:
+        rows, tokens = np.nonzero(p >= np.float32(LEAST))
+        chance = p[rows, tokens]
+        weights = chance * (np.float32(1) - chance)
+        self._found.append(((rows + self._count).astype(np.int32), tokens, weights))
         self._inputs.append(x)
         self._count += len(x)
 

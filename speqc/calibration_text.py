@@ -22,7 +22,7 @@ from speqc.text import encode, encode_chat, load_tokenizer
 SELF = "self"
 """Instead of a file: the model continues prompts that come with speqc."""
 
-TOKENS = 16384
+TOKENS = 12288
 """Tokens that a calibration reads at most, unless a user says otherwise."""
 
 LENGTH = 512

@@ -177,7 +177,7 @@ def main() -> None:
 @click.option(
     "--calibration-tokens",
     type=click.IntRange(min=1),
-    help="Tokens that a calibration reads, about.  [default: 16384]",
+    help="Tokens that a calibration reads, about.  [default: 12288]",
 )
 @click.option(
     "--no-weights",

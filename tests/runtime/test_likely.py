@@ -24,7 +24,8 @@ def collected(k: int, vocabulary: int, count: int, seed: int) -> tuple[Metric, L
     x = x.astype(np.float16)
     moments, tokens = Moments(k), LikelyTokens()
     moments.add(x)
-    tokens.add(x, (3 * random.standard_normal((count, vocabulary))).astype(np.float32))
+    logits = (3 * random.standard_normal((count, vocabulary))).astype(np.float32)
+    tokens.add(x, logits, np.ones(count, bool))
     found, likely = metric(moments), tokens.take()
     assert found is not None and likely is not None
     return found, likely
@@ -34,7 +35,8 @@ def hessian(found: Metric, likely: LikelyRows, n: int) -> np.ndarray:
     """The matrix by which column n is judged, by its definition, float64[K, K]."""
     part = slice(likely.starts[n], likely.starts[n + 1])
     x = likely.inputs[:, likely.rows[part]].astype(np.float64)
-    return PRIOR * found.moments.astype(np.float64) + (x * likely.weights[part]) @ x.T / found.power
+    own = (x * likely.weights[part]) @ x.T / found.power
+    return found.moments.astype(np.float64) + own / PRIOR
 
 
 def judged_loss(errors: np.ndarray, found: Metric, likely: LikelyRows) -> np.ndarray:
@@ -48,11 +50,12 @@ def test_tokens_count_where_they_are_likely():
     x = random.standard_normal((150, 5)).astype(np.float16)
     x[7, 2], logits[90, 3] = np.inf, np.nan
     tokens = LikelyTokens()
-    tokens.add(x[:100], logits[:100])
-    tokens.add(x[100:], logits[100:])
+    counts = np.arange(150) != 20
+    tokens.add(x[:100], logits[:100], counts[:100])
+    tokens.add(x[100:], logits[100:], counts[100:])
     likely = tokens.take()
     assert likely is not None
-    sound = np.delete(np.arange(150), [7, 90])
+    sound = np.delete(np.arange(150), [7, 20, 90])
     exponents = np.exp(logits[sound].astype(np.float64))
     p = exponents / exponents.sum(axis=1, keepdims=True)
     assert np.array_equal(likely.inputs.T, x[sound].astype(np.float32))
@@ -91,7 +94,9 @@ def test_normal_equations_are_those_of_each_columns_matrix():
     found, likely = collected(24, 64, 60, 2)
     random = np.random.default_rng(3)
     drafts, errors = random.standard_normal((2, 24, 64)).astype(np.float32)
-    normal, slope = LikelyColumns(found, likely).normal_equations(drafts, errors, 10)
+    judge = LikelyColumns(found, likely)
+    assert judge.loss(errors) == pytest.approx(judged_loss(errors, found, likely), rel=1e-3)
+    normal, slope = judge.normal_equations(drafts, errors, 10)
     groups = np.arange(24) // 10
     for n in range(64):
         spread = (groups[:, None] == np.arange(3)) * drafts[:, n : n + 1].astype(np.float64)

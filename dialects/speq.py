@@ -97,6 +97,9 @@ LEVELS = ("free", "m2", "m1", "fp4", "pow2")
 COPIES: Mapping[str, int | None] = {"int4": None, "mxfp4": 32, "nvfp4": 16}
 """Formats of separate 4-bit copies: how many weights share a scale, None where any number may."""
 
+COPY_SHIFTS = range(-15, 8)
+"""Shifts of `nvfp4` copies: those under which all scales of groups are FP16 numbers."""
+
 FLOAT = base(Float16Type) | base(Float32Type)
 """Element types that a step computes in."""
 
@@ -310,6 +313,11 @@ class WeightOp(IRDLOperation):
             raise VerifyException("a weight with a copy has no codebook, levels or kept")
         if self.shift is not None and copy != "nvfp4":
             raise VerifyException(f'a shift is for nvfp4 copies, not "{copy}"')
+        if self.shift is not None and self.shift.value.data not in COPY_SHIFTS:
+            raise VerifyException(
+                f"the shift of a copy must be from {COPY_SHIFTS.start} to {COPY_SHIFTS[-1]}, "
+                f"got {self.shift.value.data}"
+            )
         if self.group_size is None or self.group_size.value.data < 1:
             raise VerifyException("a weight with a copy needs a positive group_size")
         fixed, size = COPIES[copy], self.group_size.value.data

@@ -40,19 +40,21 @@ class ChooseViewsPass(ModulePass):
         """Rewrite the views of @draft.
 
         Raises:
-            SpeqcError: a text that is no assignment, or a pattern that matches no weight that is
-                split into planes.
+            SpeqcError: a text that is no assignment, or a pattern that matches no weight, or only
+                such as are not split into planes.
         """
         assignments = parse_views(self.draft_views)
         if not assignments:
             return
         draft = find_function(op, DRAFT)
-        set_views(draft, assign_views(assignments, _names(draft, _weights(op))))
+        weights = _weights(op)
+        split, others = (_names(draft, weights, split=wanted) for wanted in (True, False))
+        set_views(draft, assign_views(assignments, split, others))
 
 
 def split_places(module: ModuleOp) -> dict[str, str]:
     """The place (see `weight_places`) of each weight whose view a draft step can choose."""
-    names = _names(find_function(module, DRAFT), _weights(module))
+    names = _names(find_function(module, DRAFT), _weights(module), split=True)
     places = weight_places(find_function(module, DRAFT))
     return {weight: places[weight] for weight in names if weight in places}
 
@@ -73,19 +75,33 @@ def parse_views(text: str) -> list[tuple[str, View]]:
 
 
 def assign_views(
-    assignments: Iterable[tuple[str, View]], names: Mapping[str, Sequence[str]]
+    assignments: Iterable[tuple[str, View]],
+    names: Mapping[str, Sequence[str]],
+    unsplit: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, View]:
     """The view of each weight that a pattern matches; `names` are what each weight answers to.
 
-    Raises SpeqcError where a pattern matches none.
+    Raises SpeqcError where a pattern matches none; `unsplit` are the names of weights that have no
+    wider views, for the message.
     """
     chosen: dict[str, View] = {}
     for pattern, view in assignments:
         matches = [weight for weight, own in names.items() if _matches_any(pattern, own)]
         if not matches:
-            raise SpeqcError(f"draft views: {pattern!r} matches no weight; {_examples(names)}")
+            raise SpeqcError(f"draft views: {pattern!r} {_mismatch(pattern, names, unsplit or {})}")
         chosen.update(dict.fromkeys(matches, view))
     return chosen
+
+
+def _mismatch(
+    pattern: str, names: Mapping[str, Sequence[str]], unsplit: Mapping[str, Sequence[str]]
+) -> str:
+    others = any(_matches_any(pattern, own) for own in unsplit.values())
+    what = "matches only weights that are not split: they have no wider views"
+    found = what if others else "matches no weight"
+    if names:
+        return f"{found}; {_examples(names)}"
+    return found if others else f"{found} that is split, as none is"
 
 
 def _examples(names: Mapping[str, Sequence[str]]) -> str:
@@ -120,14 +136,19 @@ def _glob(text: str) -> str:
     return re.escape(text).replace(r"\*", ".*").replace(r"\?", ".")
 
 
-def _names(draft: FuncOp, weights: Mapping[str, WeightOp]) -> dict[str, tuple[str, ...]]:
-    """For each weight whose draft is read, what it answers to, its place last if it has one."""
+def _names(
+    draft: FuncOp, weights: Mapping[str, WeightOp], *, split: bool
+) -> dict[str, tuple[str, ...]]:
+    """For each weight that is read, what it answers to, its place last if it has one.
+
+    Of weights that are split, or of all others.
+    """
     places = weight_places(draft)
     viewed = dict.fromkeys([*places, *(op.weight.string_value() for op in _views(draft))])
     return {
         name: (name, weights[name].source.data, *([places[name]] if name in places else []))
         for name in viewed
-        if weights[name].is_split
+        if weights[name].is_split == split
     }
 
 

@@ -37,6 +37,9 @@ DRAFT_FORMATS = (BSFP, *COPIES)
 EMBEDDING_ONLY = "embedding only"
 """Why a table that no product reads is not split: a draft step would read the same rows."""
 
+CODEBOOK = "sets"
+"""The code book of the bit-shared format, unless another is chosen."""
+
 GROUP_SIZE = 64
 """Weights of the bit-shared format that share a scale, unless a number is given."""
 
@@ -97,7 +100,7 @@ class SplitWeightsPass(ModulePass):
 
     name = "split-weights"
 
-    codebook: str = "sets"
+    codebook: str = CODEBOOK
     group_size: int | None = None
     levels: str | None = None
     draft_format: str = BSFP
@@ -135,6 +138,8 @@ class SplitWeightsPass(ModulePass):
     def _copying(self) -> Callable[[WeightOp], None]:
         """What decides for a weight that drafts read a copy of."""
         check_draft_format(self.draft_format)
+        if self.codebook != CODEBOOK:
+            raise SpeqcError(f"{self.draft_format} splits no weight: leave out codebook")
         if self.levels is not None:
             raise SpeqcError(f"{self.draft_format} has levels of its own: leave out levels")
         size = copy_group_size(self.draft_format, self.group_size)

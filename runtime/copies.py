@@ -64,7 +64,10 @@ class Candidates:
 
 @cache
 def candidates(name: str) -> Candidates:
-    """The candidates of a format; the first, the usual choice, stands where none is better."""
+    """The candidates of a format, of which the first with the least error stands.
+
+    Those of `mxfp4` have the specification's power of two among them.
+    """
     if name in _NEIGHBOURS:
         steps = np.array(_NEIGHBOURS[name], np.int64)
         return Candidates(np.ones(len(steps), np.float32), steps, np.zeros_like(steps))

@@ -13,16 +13,13 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from speqc.dialects.speq import COPIES
+from speqc.dialects.speq import COPIES, COPY_SHIFTS
 from speqc.runtime.errors import SpeqcError
 
 NIBBLES = 16
 
 COPY_LEVELS = "copy.levels"
 """The tensor of an artifact's weights that holds `CopyFormat.levels`."""
-
-TENSOR_SCALES = range(-15, 8)
-"""Exponents of `nvfp4`'s scale of a tensor: those under which all its group scales are FP16."""
 
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _E8M0_BIAS = 127
@@ -105,9 +102,9 @@ def _scales(name: str, shift: int) -> NDArray[np.float16]:
 def _int4() -> CopyFormat:
     """Asymmetric 4-bit integers: (q - z) s, an FP16 scale and a 4-bit zero point for 64 weights.
 
-    What AWQ (Lin et al., arXiv 2306.00978) and GPTQ (Frantar et al., arXiv 2210.17323) store:
-    4 + 16/64 + 4/64 = 4.3125 bits a weight. Differences of 4-bit numbers have four bits of
-    magnitude.
+    What AWQ (Lin et al., arXiv 2306.00978) and GPTQ (Frantar et al., arXiv 2210.17323) store, but
+    mostly for groups of 128, 4.156 bits a weight. Groups of 64 are those of `sets`: 4 + 16/64 +
+    4/64 = 4.3125 bits. Differences of 4-bit numbers have four bits of magnitude.
     """
     return CopyFormat("int4", np.arange(NIBBLES).astype(np.float16), 64, 16, 4, 3, 1)
 
@@ -116,8 +113,8 @@ def _mxfp4() -> CopyFormat:
     """MXFP4: E2M1 numbers, for 32 of them a power of two in 8 bits (E8M0).
 
     OCP Microscaling Formats (MX) Specification v1.0, sections 5.3.3, 5.4.1 and 6.3: 4.25 bits a
-    weight. Powers beyond FP16 are not used: below 2^-24 none could hold an FP16 weight any better,
-    and above 2^13 none is needed.
+    weight. Powers beyond FP16 are not used: none below 2^-24 could hold an FP16 weight any better,
+    nor one above 2^14, four times which no FP16 weight reaches.
     """
     first = _HALF_EXPONENTS.start + _E8M0_BIAS
     return CopyFormat("mxfp4", _e2m1(), COPIES["mxfp4"] or 0, 8, 0, 1, first)
@@ -166,11 +163,11 @@ def copy_group_size(name: str, wanted: int | None) -> int:
 def tensor_shift(name: str, largest_exponent: int) -> int:
     """The power of two that scales a tensor whose largest FP16 exponent field is the one given.
 
-    In `nvfp4` the least under which the scale of a group, peak / 6, is at most 448, E4M3's largest;
-    but `TENSOR_SCALES`. The others have no scale for a tensor.
+    In `nvfp4` the one that this exponent shows to suffice for the scales of groups, peak / 6, to be
+    at most 448, E4M3's largest, within `COPY_SHIFTS`. The others have no scale for a tensor.
     """
     if name != "nvfp4":
         return 0
     # |w| < 2^(field - 14), and 6 * 448 > 2^11.
     wanted = largest_exponent - 14 - 11
-    return min(max(wanted, TENSOR_SCALES.start), TENSOR_SCALES.stop - 1)
+    return min(max(wanted, COPY_SHIFTS.start), COPY_SHIFTS.stop - 1)

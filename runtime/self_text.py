@@ -1,4 +1,4 @@
-"""Text that a model writes itself: samples of its own distribution, many sequences at once."""
+"""Text that a model writes itself, drawn at a temperature of 0.7; many sequences at once."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from speqc.dialects.speq import WeightOp
+from speqc.runtime.bsfp import BLOCK
 from speqc.runtime.codebook import (
     CLASSES,
     CODEBOOK_EXPONENTS,
@@ -17,7 +18,7 @@ from speqc.runtime.codebook import (
     CodeBook,
 )
 from speqc.runtime.copy_formats import COPY_LEVELS, NIBBLES, CopyFormat, copy_format
-from speqc.runtime.copy_planes import CopyPlanes, copy_differences
+from speqc.runtime.copy_planes import CopyPlanes, copy_differences, copy_tensors
 from speqc.runtime.errors import SpeqcError
 from speqc.runtime.planes import (
     NIBBLE_PLANES,
@@ -87,13 +88,20 @@ class WeightFile:
         return replace(copy_format(weight.copy.data), levels=levels)
 
     def copy(self, weight: WeightOp) -> CopyPlanes:
-        """The copy of a weight that has one."""
-        name, zeros = weight.sym_name.data, None
+        """The copy of a weight that has one; raises SpeqcError where its tensors are none."""
         assert weight.copy is not None and weight.group_size is not None
-        if copy_format(weight.copy.data).zero_bits:
-            zeros = self.read(f"{name}.zeros")
-        draft, scales = self.read(f"{name}.draft"), self.read(f"{name}.scales")
-        return CopyPlanes(draft, scales, zeros, weight.group_size.value.data)
+        (k, n), size = weight.shape, weight.group_size.value.data
+        declared = copy_tensors(k, -(-n // BLOCK), copy_format(weight.copy.data), size)
+        found: dict[str, NDArray] = {}
+        for part, expected in declared.items():
+            name = f"{weight.sym_name.data}.{part}"
+            found[part] = tensor = self.read(name)
+            if (tensor.dtype, tensor.shape) != expected:
+                raise SpeqcError(
+                    f"{self.path}: tensor {name} is {tensor.dtype}{list(tensor.shape)}, not "
+                    f"{expected[0]}{list(expected[1])}: compile the model again"
+                )
+        return CopyPlanes(found["draft"], found["scales"], found.get("zeros"), size)
 
     def copied(self, weight: WeightOp) -> tuple[NDArray[np.uint16], NDArray[np.float16]]:
         """What a draft multiplies by: panels uint16[NB, K, 64], and scales float16[NB, G, 64].

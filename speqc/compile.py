@@ -205,6 +205,8 @@ class Summary:
             how = COPIED if self.has_weights else shapes
             (name,) = {op.copy.data for op in copied if op.copy is not None}
             return f"{len(copied)} of {total} copied in {name} for drafts, {how}"
+        if all(op.kept is not None for op in self.weights):
+            return f"{total} stored as FP16 alone, which drafts read in full"
         split = [op for op in self.weights if op.is_split]
         how = PROVED if self.has_weights else shapes
         return f"{len(split)} of {total} split ({split_values(split):,} values), {how}"

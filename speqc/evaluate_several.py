@@ -11,13 +11,23 @@ import click
 
 from speqc.artifact import Artifact, load_artifact
 from speqc.draft_bits import draft_bits_per_weight, draft_views
-from speqc.evaluate import EvalOptions, Outputs, limited, measure, show
+from speqc.evaluate import (
+    EvalOptions,
+    Outputs,
+    limited,
+    measure,
+    prompt_tokens,
+    run_timer,
+    show,
+)
 from speqc.evaluation import Evaluation
-from speqc.prompt_sets import read_prompts
+from speqc.prompt_sets import PromptLine, read_prompts
 from speqc.recorded_model import FIELD
 from speqc.report import Fields, write_json
+from speqc.run import Session
 from speqc.runtime.counted import counted
 from speqc.runtime.errors import SpeqcError
+from speqc.runtime.module_attributes import module_target
 from speqc.tables import print_table
 from speqc.text_files import write_text
 
@@ -30,13 +40,17 @@ def evaluate_several(
 ) -> None:
     """Measure artifacts over the same prompts, and report them beside each other.
 
-    Raises SpeqcError as `evaluate.evaluate`, and where artifacts are not of one model.
+    Raises SpeqcError as `evaluate.evaluate`, and where artifacts are not of one model, not for one
+    target, or give other tokens for a prompt. All this is found before anything is measured.
     """
     outputs.check()
     options.settings()
     prompts = limited(read_prompts(source), options.limit)
     artifacts = [load_artifact(path) for path in paths]
     check_one_model(artifacts)
+    if options.target is None:
+        check_one_target(artifacts)
+    check_same_tokens(artifacts, prompts, options)
     start = time.perf_counter()
     # One after another: a machine keeps all weights that it has decoded.
     measured = [measure(artifact, source, prompts, options) for artifact in artifacts]
@@ -54,10 +68,49 @@ def check_one_model(artifacts: Sequence[Artifact]) -> None:
     """Raise SpeqcError unless artifacts are compiled from the same model."""
     first = artifacts[0]
     for other in artifacts[1:]:
-        if other.manifest["source"] != first.manifest["source"]:
+        if _digests(other) != _digests(first):
             raise SpeqcError(
                 f"{other.path}: is of another model than {first.path}: drafts of one model are "
                 "compared, measure others by themselves"
+            )
+
+
+def _digests(artifact: Artifact) -> list[str]:
+    """Those of the model's files, whatever they are called."""
+    return sorted(artifact.manifest["source"].values())
+
+
+def check_one_target(artifacts: Sequence[Artifact]) -> None:
+    """Raise SpeqcError unless artifacts are compiled for the same target."""
+    first, *others = [(artifact.path, module_target(artifact.program)) for artifact in artifacts]
+    for path, target in others:
+        if target != first[1]:
+            raise SpeqcError(
+                f"{path}: is compiled for {target.name}, and {first[0]} for another target, "
+                f"{first[1].name}: give --target to time them on one"
+            )
+
+
+def check_same_tokens(
+    artifacts: Sequence[Artifact], prompts: Sequence[PromptLine], options: EvalOptions
+) -> None:
+    """Raise SpeqcError unless each artifact can run all prompts, as the same tokens."""
+    first: list[list[int]] = []
+    for artifact in artifacts:
+        # Sessions made for this alone: none has decoded any weights.
+        session = Session(artifact)
+        run_timer(artifact, options.target)
+        tokens = [prompt_tokens(session, line, options) for line in prompts]
+        first = first or tokens
+        differing = [
+            line.where
+            for line, own, others in zip(prompts, tokens, first, strict=True)
+            if own != others
+        ]
+        if differing:
+            raise SpeqcError(
+                f"{artifact.path}: its tokenizer or chat template makes other tokens of "
+                f"{differing[0]} than that of {artifacts[0].path}: compile them with the same files"
             )
 
 

@@ -48,11 +48,12 @@ def _put_in_place(making: Path, path: Path) -> None:
     try:
         path.rename(old)
         making.rename(path)
-    except BaseException:
+    finally:
+        # An interruption may come behind either.
         if not os.path.lexists(path):
             old.rename(path)
-        raise
-    _remove(old)
+        elif os.path.lexists(old):
+            _remove(old)
 
 
 def _remove(old: Path) -> None:

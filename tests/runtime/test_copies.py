@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speqc.dialects.speq import COPIES
+from speqc.dialects.speq import COPIES, COPY_SHIFTS
 from speqc.runtime.copies import (
     Copied,
     candidates,
@@ -21,7 +21,6 @@ from speqc.runtime.copies import (
 )
 from speqc.runtime.copy_formats import (
     COPY_FORMATS,
-    TENSOR_SCALES,
     CopyFormat,
     copy_format,
     copy_group_size,
@@ -82,7 +81,7 @@ def test_levels_are_e2m1_numbers():
     ("name", "dtype", "shift"),
     [
         ("mxfp4", ml_dtypes.float8_e8m0fnu, 0),
-        *(("nvfp4", ml_dtypes.float8_e4m3fn, shift) for shift in TENSOR_SCALES),
+        *(("nvfp4", ml_dtypes.float8_e4m3fn, shift) for shift in COPY_SHIFTS),
     ],
 )
 def test_stored_scales_are_numbers_of_their_format(name, dtype, shift):
@@ -338,17 +337,20 @@ def test_int4_serves_groups_that_lie_on_one_side():
     assert np.abs(weights - values(form, found)).max() < 1 / 15
 
 
-def test_the_first_candidate_is_the_usual_one():
-    for form in FORMATS:
-        tried = candidates(form.name)
-        assert (tried.factors[0], tried.steps[0], tried.zero_steps[0]) == (1, 0, 0)
+def test_the_scale_of_the_specification_is_tried():
+    """OCP's 2^(floor(log2(peak)) - 2), as far as FP16 has it."""
+    known, tried = copy_format("mxfp4").scales().astype(np.float32), candidates("mxfp4")
+    for peak in np.arange(1, 0x7C00, 13, dtype=np.uint16).view(np.float16).astype(np.float32):
+        places = nearest_place(known, peak / np.float32(6)) + tried.steps
+        usual = 2.0 ** max(np.floor(np.log2(float(peak))) - 2, -24)
+        assert usual in known[np.clip(places, 0, len(known) - 1)]
 
 
 def test_a_tensor_scale_keeps_every_group_scale_in_reach():
     for field in range(31):
         peak = 2.0 ** (field - 14)
         shift = tensor_shift("nvfp4", field)
-        assert shift in TENSOR_SCALES
+        assert shift in COPY_SHIFTS
         assert copy_format("nvfp4").scales(shift).max() >= peak / 6
         assert tensor_shift("mxfp4", field) == tensor_shift("int4", field) == 0
 

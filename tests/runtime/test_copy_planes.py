@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from speqc.dialects.speq import View, WeightOp
+from speqc.dialects.speq import COPY_SHIFTS, View, WeightOp
 from speqc.runtime import costs, reference_kernels
 from speqc.runtime.copies import Copied, encode_copy, level_differences
-from speqc.runtime.copy_formats import COPY_FORMATS, TENSOR_SCALES, tensor_shift
+from speqc.runtime.copy_formats import COPY_FORMATS, tensor_shift
 from speqc.runtime.copy_planes import (
     copy_differences,
     copy_panels,
@@ -96,7 +96,7 @@ def test_panels_are_copied_as_columns_are(form, k, n):
 def test_products_are_those_of_the_reference(form, k, n, rows, half, seed):
     """Bit for bit, with any activation: the definition on what `level_differences` gives."""
     random = np.random.default_rng(seed)
-    shift = int(random.choice(TENSOR_SCALES)) if form.name == "nvfp4" else 0
+    shift = int(random.choice(COPY_SHIFTS)) if form.name == "nvfp4" else 0
     copied = random_copy(form, k, n, shift, seed)
     planes = pack_copy(copied, form, shift)
     panels = copy_differences(planes, form, n)

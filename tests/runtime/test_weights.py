@@ -10,8 +10,10 @@ from xdsl.dialects.builtin import IntegerAttr, StringAttr, i64
 from speqc.dialects.speq import WeightOp
 from speqc.runtime.bsfp import narrowed
 from speqc.runtime.codebook import CodeBook, load_codebook
+from speqc.runtime.copy_formats import COPY_LEVELS, copy_format
+from speqc.runtime.copy_planes import copy_panels
 from speqc.runtime.errors import SpeqcError
-from speqc.runtime.planes import NIBBLE_PLANES, encode_to_planes
+from speqc.runtime.planes import NIBBLE_PLANES, encode_to_planes, to_panels
 from speqc.runtime.weights import Weight, WeightFile
 
 K, N = 100, 70
@@ -195,3 +197,32 @@ def test_a_file_without_its_code_book_is_refused(
     file = stored(tmp_path, values, "sets", changes=changes)
     with pytest.raises(SpeqcError, match=message):
         Weight(declare("sets"), file)
+
+
+def copied(path: Path, values: NDArray[np.float16], **changes: NDArray) -> Weight:
+    """A weight with an INT4 copy, of whose tensors some are replaced."""
+    form = copy_format("int4")
+    declared = WeightOp("w", "w", "sha256:00", (K, N))
+    declared.copy, declared.group_size = StringAttr("int4"), IntegerAttr(64, i64)
+    planes = copy_panels(to_panels(values.view(np.uint16)), N, form, 64)
+    tensors = {f"w.{name}": part for name, part in (planes.tensors | changes).items()}
+    save_file({**tensors, COPY_LEVELS: form.levels}, path / "weights.safetensors")
+    return Weight(declared, WeightFile(path / "weights.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "line"),
+    [
+        ("draft", np.zeros((2, K - 1, 32), np.uint8), r"uint8\[2, 99, 32\], not uint8\[2, 100, 32"),
+        ("draft", np.zeros((1, K, 32), np.uint8), r"uint8\[1, 100, 32\], not uint8\[2, 100, 32"),
+        ("scales", np.zeros((2, 2, 64), np.uint8), r"uint8\[2, 2, 64\], not float16\[2, 2, 64"),
+        ("zeros", np.zeros((2, 1, 32), np.uint8), r"uint8\[2, 1, 32\], not uint8\[2, 2, 32"),
+    ],
+)
+def test_a_copy_of_another_shape_or_type_is_refused(
+    tmp_path: Path, values: NDArray[np.float16], name: str, part: NDArray, line: str
+) -> None:
+    panels, scales = copied(tmp_path, values).draft()
+    assert (panels.shape, scales.shape) == ((2, K, 64), (2, 2, 64))
+    with pytest.raises(SpeqcError, match=rf"tensor w\.{name} is {line}\]: compile the model again"):
+        copied(tmp_path, values, **{name: part}).draft()

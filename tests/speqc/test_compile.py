@@ -189,6 +189,14 @@ def test_only_split_weights_count_as_compared():
     assert lines[2] == "1 kept as FP16: an embedding"
 
 
+def test_a_model_of_which_nothing_is_stored_for_drafts_is_not_said_to_be_split():
+    kept = WeightOp("b", "b", "sha256:0", (7, 11))
+    kept.kept = StringAttr("it has Inf or NaN")
+    lines = Summary(1, [kept], 8, 1.0).lines()
+    assert lines[1] == "1 weight stored as FP16 alone, which drafts read in full"
+    assert lines[2] == "1 kept as FP16: it has Inf or NaN"
+
+
 def test_options_reach_the_artifact(invoke, model, tmp_path):
     tokenizer = tmp_path / "other.json"
     tokenizer.write_text(model.with_name("tokenizer.json").read_text() + "\n")

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,13 @@ import pytest
 from click.testing import Result
 from onnx_models import decoder, save
 
+from speqc.artifact import load_artifact
 from speqc.compile import CompileOptions, compile_model
+from speqc.evaluate import EvalOptions
+from speqc.evaluate_several import check_same_tokens
 from speqc.evaluation import Bootstrap
+from speqc.prompt_sets import PromptLine
+from speqc.runtime.errors import SpeqcError
 from speqc.runtime.target import Target
 
 Invoke = Callable[..., Result]
@@ -69,6 +75,67 @@ def test_artifacts_of_other_models_are_refused(kjv: Path, invoke: Invoke, tmp_pa
     result = invoke("eval", kjv, other)
     assert result.exit_code == 2
     assert result.stderr.startswith(f"error: {other}: is of another model than {kjv}")
+
+
+def small(place: Path, name: str, *, target: Target | None = None, context: int = 64) -> Path:
+    """A decoder of random weights, which has no tokenizer."""
+    found = place / f"{name}.onnx"
+    save(decoder(1, opset=20), place).rename(found)
+    out = place / f"{name}.speq"
+    compile_model(found, out, CompileOptions(target or Target(), context=context))
+    return out
+
+
+def test_artifacts_of_other_targets_are_timed_on_one_that_is_named(
+    invoke: Invoke, tmp_path: Path
+) -> None:
+    """The model's file may have another name."""
+    target = replace(Target(), name="slow", clock_hz=1_000_000)
+    one, other = small(tmp_path, "one"), small(tmp_path, "other", target=target)
+    result = invoke("eval", one, other)
+    assert result.exit_code == 2
+    assert result.stderr == (
+        f"error: {other}: is compiled for slow, and {one} for another target, speq-64x64: give "
+        "--target to time them on one\n"
+    )
+    named = invoke("eval", one, other, "--target", "speq-32x32")
+    assert named.stderr.startswith(f"error: {one}: has no tokenizer")
+
+
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails where anything is measured."""
+
+    def measure(*arguments: object) -> None:
+        pytest.fail("an artifact was measured")
+
+    monkeypatch.setattr("speqc.evaluate_several.measure", measure)
+
+
+@pytest.mark.usefixtures("unmeasured")
+def test_prompts_are_tried_on_every_artifact_first(
+    kjv: Path, model: Path, invoke: Invoke, tmp_path: Path
+) -> None:
+    out, prompts = tmp_path / "short.speq", tmp_path / "prompts.jsonl"
+    compile_model(model, out, CompileOptions(Target(), context=16, draft_format="mxfp4"))
+    prompts.write_text('{"prompt": "In the beginning God created the heaven and the earth."}\n')
+    result = invoke("eval", kjv, out, "--prompts", prompts, "-n", 12)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {prompts}:1: ") and "16" in result.stderr
+
+    plain = invoke("eval", kjv, out, "--prompts", prompts, "-n", 2, "--chat")
+    assert plain.stderr.startswith(f"error: {kjv}: the model has no chat template")
+
+
+def test_artifacts_must_read_prompts_as_the_same_tokens(
+    kjv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = iter([[1, 2], [3], [1, 2], [4]])
+    monkeypatch.setattr("speqc.evaluate_several.prompt_tokens", lambda *_: next(given))
+    lines = [PromptLine("a", "s", False, "p:1"), PromptLine("b", "s", False, "p:2")]
+    options = EvalOptions(2, 1, None, [0.3])
+    with pytest.raises(SpeqcError, match=r"kjv\.speq: its tokenizer .* makes other tokens of p:2 "):
+        check_same_tokens([load_artifact(kjv)] * 2, lines, options)
 
 
 def test_a_plot_is_of_one(kjv: Path, invoke: Invoke, tmp_path: Path) -> None:

@@ -83,6 +83,26 @@ def test_other_threads_leave_signals_alone():
     assert found == [signal.SIG_DFL]
 
 
+@pytest.mark.parametrize(("renames", "left"), [(1, "old"), (2, "new")])
+def test_an_interruption_behind_a_rename_leaves_one_folder(tmp_path, monkeypatch, renames, left):
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / "old").touch()
+    rename, done = Path.rename, []
+
+    def interrupted(path, target):
+        renamed = rename(path, target)
+        done.append(target)
+        if len(done) == renames:
+            raise KeyboardInterrupt
+        return renamed
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), folder_in_the_making(place) as folder:
+        (folder / "new").touch()
+    assert {path.name for path in tmp_path.rglob("*")} == {"place", left}
+
+
 def test_an_interruption_while_the_old_folder_goes_leaves_the_new_one_alone(tmp_path, monkeypatch):
     place = tmp_path / "place"
     place.mkdir()

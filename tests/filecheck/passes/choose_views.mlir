@@ -23,7 +23,7 @@
 // NONE:         speq.view @head : !speq.view<64x272, draft>
 
 // BODY: error: draft views: 'body' matches no weight; there are head
-// KEPT: error: draft views: 'down' matches no weight; there are head
+// KEPT: error: draft views: 'down' matches only weights that are not split: they have no wider views; there are head
 // BITS: error: draft views: 'head=6' is no assignment; expected PATTERN=BITS,PATTERN=BITS,... with 4, 8, 12 or 16 bits
 
 speq.weight @head from "head" : tensor<64x272xf16> {digest = "sha256:00", codebook = "sets", group_size = 64 : i64}

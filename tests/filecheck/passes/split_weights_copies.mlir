@@ -8,7 +8,9 @@
 // RUN: not speqc opt %s -p 'split-weights{draft-format=nf4}' 2>&1 | filecheck %s --check-prefix FORMAT
 // RUN: not speqc opt %s -p 'split-weights{draft-format=mxfp4 group-size=64}' 2>&1 | filecheck %s --check-prefix GROUP
 // RUN: not speqc opt %s -p 'split-weights{draft-format=mxfp4 levels=m2}' 2>&1 | filecheck %s --check-prefix LEVELS
+// RUN: not speqc opt %s -p 'split-weights{draft-format=mxfp4 codebook=paper}' 2>&1 | filecheck %s --check-prefix BOOK
 // RUN: not speqc opt %s -p 'split-weights{draft-format=mxfp4},form-draft-verify,choose-views{draft-views="small=8"}' 2>&1 | filecheck %s --check-prefix VIEWS
+// RUN: not speqc opt %s -p 'split-weights{draft-format=mxfp4},form-draft-verify,choose-views{draft-views="other=8"}' 2>&1 | filecheck %s --check-prefix OTHER
 
 // A weight that a product reads gets a copy, and no code book; one that has Inf or NaN stays plain.
 
@@ -40,7 +42,9 @@
 // FORMAT: error: unknown draft format 'nf4': choose one of bsfp, int4, mxfp4, nvfp4
 // GROUP:  error: mxfp4 has groups of 32: leave the group size out, or give 32
 // LEVELS: error: mxfp4 has levels of its own: leave out levels
-// VIEWS:  error: draft views: 'small' matches no weight
+// BOOK:   error: mxfp4 splits no weight: leave out codebook
+// VIEWS:  error: draft views: 'small' matches only weights that are not split: they have no wider views{{$}}
+// OTHER:  error: draft views: 'other' matches no weight that is split, as none is
 
 speq.weight @table from "t" : tensor<2x4xf16> {digest = "sha256:0"}
 speq.weight @small from "s" : tensor<2x4xf16> {digest = "sha256:1", exponents = array<i64: 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0>, zeros = 1 : i64}

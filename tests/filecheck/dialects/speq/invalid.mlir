@@ -85,6 +85,16 @@ speq.weight @w from "w" : tensor<64x64xf16> {digest = "sha256:00", copy = "int4"
 
 // -----
 
+// CHECK: the shift of a copy must be from -15 to 7, got 40
+speq.weight @w from "w" : tensor<64x64xf16> {digest = "sha256:00", copy = "nvfp4", group_size = 16 : i64, shift = 40 : i64}
+
+// -----
+
+// CHECK: the shift of a copy must be from -15 to 7, got -16
+speq.weight @w from "w" : tensor<64x64xf16> {digest = "sha256:00", copy = "nvfp4", group_size = 16 : i64, shift = -16 : i64}
+
+// -----
+
 // CHECK: a weight with stored_bits has no copy
 speq.weight @w from "w" : tensor<64x64xf16> {digest = "sha256:00", stored_bits = 8 : i64, copy = "int4", group_size = 64 : i64}
 

@@ -94,7 +94,8 @@ def choose(
 def _improve(chosen: Chosen, columns: NDArray[np.int64], panel: "_Panel", rounds: int) -> None:
     """Improve some columns of what was chosen as their panel judges, where it finds it better."""
     kept, size = _arrays(chosen.encoded), chosen.encoded.group_size
-    panel.start(Encoded(*(_panel_of(array[:, columns]) for array in kept), size))
+    codes, rest, scales = (_panel_of(array[:, columns]) for array in kept)
+    panel.start(Encoded(codes, rest, scales, size))
     least = panel.judge.loss(panel.errors)
     panel.improve(rounds)
     found = panel.encoded()

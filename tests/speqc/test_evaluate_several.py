@@ -121,7 +121,8 @@ def test_prompts_are_tried_on_every_artifact_first(
     prompts.write_text('{"prompt": "In the beginning God created the heaven and the earth."}\n')
     result = invoke("eval", kjv, out, "--prompts", prompts, "-n", 12)
     assert result.exit_code == 2
-    assert result.stderr.startswith(f"error: {prompts}:1: ") and "16" in result.stderr
+    assert result.stderr.startswith(f"error: {prompts}, line 1: ")
+    assert result.stderr.endswith("do not fit the context of 16\n")
 
     plain = invoke("eval", kjv, out, "--prompts", prompts, "-n", 2, "--chat")
     assert plain.stderr.startswith(f"error: {kjv}: the model has no chat template")

@@ -160,7 +160,7 @@ def test_a_file_that_is_no_report_is_refused(tmp_path, text):
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [
-        (("--prompt-length", "1000", "--new-tokens", "25"), "context of 1024"),
+        (("--prompt-length", "1000", "--new-tokens", "25"), "context of 1,024"),
         (("--prompt-length", "4", "--new-tokens", "5", "--target", "x"), "unknown target 'x'"),
         (("--prompt-length", "4", "--new-tokens", "5", "--target", "x.toml"), "x.toml"),
         (("--replay", "no-such-file.json"), "no-such-file.json"),

@@ -33,7 +33,7 @@ main()
 def test_a_compilation_that_is_asked_to_end_leaves_nothing(model: Path, tmp_path: Path, number):
     arguments = ("compile", model, "-o", tmp_path / "x.speq", int(number))
     ended = subprocess.run(
-        [sys.executable, "-c", ASKED_WHILE_WRITING, *map(str, arguments)],
+        [sys.executable, "-P", "-c", ASKED_WHILE_WRITING, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=120,

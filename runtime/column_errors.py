@@ -4,12 +4,13 @@ All is done on panels of 64 columns, which know nothing of each other.
 """
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from speqc.runtime.bsfp import BLOCK
+from speqc.runtime.bsfp import BLOCK, for_each
 from speqc.runtime.matmul import matmul_full
 from speqc.runtime.moments import Metric
 
@@ -28,6 +29,20 @@ the rows after it; the new errors are written in the place of the old.
 
 Sweep = Callable[[NDArray[np.float32], NDArray[np.float32], Choose], NDArray[np.float32]]
 """Visits all rows of weights [K, 64] with errors [K, 64]; gives the errors that are left."""
+
+Part = TypeVar("Part")
+
+
+def in_blocks(columns: int, choose: Callable[[int], Part]) -> list[Part]:
+    """What `choose` gives for the first column of each block of 64, in order; see `for_each`."""
+    found: dict[int, Part] = {}
+    starts = range(0, columns, BLOCK)
+
+    def choose_at(start: int) -> None:
+        found[start] = choose(start)
+
+    for_each(starts, choose_at)
+    return [found[start] for start in starts]
 
 
 class ColumnErrors:

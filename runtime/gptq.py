@@ -15,10 +15,10 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from speqc.runtime.bsfp import BLOCK, Encoded, draft_values, encode_block, for_each, row_weights
+from speqc.runtime.bsfp import BLOCK, Encoded, draft_values, encode_block, row_weights
 from speqc.runtime.codebook import CodeBook, scale_class
-from speqc.runtime.column_errors import ColumnErrors, Sweep, solve
-from speqc.runtime.likely_columns import LikelyColumns
+from speqc.runtime.column_errors import ColumnErrors, Sweep, in_blocks, solve
+from speqc.runtime.likely_columns import LikelyColumns, improve_judged
 from speqc.runtime.likely_tokens import LikelyRows
 from speqc.runtime.moments import Metric
 
@@ -60,14 +60,12 @@ def choose(
     are then improved where they were (`likely_columns`). What that costs elsewhere is in `after`.
     """
     n = bits.shape[1]
-    found: dict[int, Chosen] = {}
 
-    def choose_at(start: int) -> None:
+    def choose_at(start: int) -> Chosen:
         block = bits[:, start : start + BLOCK]
-        found[start] = choose_block(block, book, group_size, shift, metric, rounds)
+        return choose_block(block, book, group_size, shift, metric, rounds)
 
-    for_each(range(0, n, BLOCK), choose_at)
-    parts = [found[start] for start in range(0, n, BLOCK)]
+    parts = in_blocks(n, choose_at)
     codes, rest, scales = (
         np.concatenate(arrays, axis=1)[:, :n]
         for arrays in zip(*(_arrays(part.encoded) for part in parts), strict=True)
@@ -78,16 +76,13 @@ def choose(
         np.concatenate([part.after for part in parts])[:n],
         np.concatenate([part.power for part in parts])[:n],
     )
-    if likely is not None:
-        judged = likely.judged()
 
-        def improve_at(start: int) -> None:
-            columns = judged[start : start + BLOCK]
-            panel = _Panel(bits[:, columns], book, group_size, shift, metric)
-            panel.judge = LikelyColumns(metric, likely.pick(columns))
-            _improve(chosen, columns, panel, rounds)
+    def improve(columns: NDArray[np.int64], judge: LikelyColumns) -> None:
+        panel = _Panel(bits[:, columns], book, group_size, shift, metric)
+        panel.judge = judge
+        _improve(chosen, columns, panel, rounds)
 
-        for_each(range(0, len(judged), BLOCK), improve_at)
+    improve_judged(metric, likely, improve)
     return chosen
 
 

@@ -13,8 +13,8 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from speqc.runtime.bsfp import BLOCK, for_each, row_weights
-from speqc.runtime.column_errors import ColumnErrors, Sweep, solve
+from speqc.runtime.bsfp import BLOCK, row_weights
+from speqc.runtime.column_errors import ColumnErrors, Sweep, in_blocks, solve
 from speqc.runtime.copies import (
     Copied,
     copied_values,
@@ -26,7 +26,7 @@ from speqc.runtime.copies import (
 )
 from speqc.runtime.copy_formats import CopyFormat
 from speqc.runtime.gptq import ROUNDS
-from speqc.runtime.likely_columns import LikelyColumns
+from speqc.runtime.likely_columns import LikelyColumns, improve_judged
 from speqc.runtime.likely_tokens import LikelyRows
 from speqc.runtime.moments import Metric
 
@@ -70,14 +70,12 @@ def choose_copy(
         SpeqcError: as `copies.encode_copy`.
     """
     n = bits.shape[1]
-    found: dict[int, ChosenCopy] = {}
 
-    def choose_at(start: int) -> None:
+    def choose_at(start: int) -> ChosenCopy:
         block = bits[:, start : start + BLOCK]
-        found[start] = _choose_block(block, form, group_size, shift, metric, rounds)
+        return _choose_block(block, form, group_size, shift, metric, rounds)
 
-    for_each(range(0, n, BLOCK), choose_at)
-    parts = [found[start] for start in range(0, n, BLOCK)]
+    parts = in_blocks(n, choose_at)
     nibbles, scales, zeros = (
         np.concatenate(arrays, axis=1)[:, :n]
         for arrays in zip(*(_arrays(part.copied) for part in parts), strict=True)
@@ -89,16 +87,13 @@ def choose_copy(
             for name in ("before", "after", "power")
         ),
     )
-    if likely is not None:
-        judged = likely.judged()
 
-        def improve_at(start: int) -> None:
-            columns = judged[start : start + BLOCK]
-            panel = _Panel(bits[:, columns], form, group_size, shift, metric)
-            panel.judge = LikelyColumns(metric, likely.pick(columns))
-            _improve(chosen, columns, panel, rounds)
+    def improve(columns: NDArray[np.int64], judge: LikelyColumns) -> None:
+        panel = _Panel(bits[:, columns], form, group_size, shift, metric)
+        panel.judge = judge
+        _improve(chosen, columns, panel, rounds)
 
-        for_each(range(0, len(judged), BLOCK), improve_at)
+    improve_judged(metric, likely, improve)
     return chosen
 
 

@@ -6,11 +6,13 @@ are few for most tokens, so that their part is never formed as a matrix: what ea
 is kept up instead.
 """
 
+from collections.abc import Callable
+
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from speqc.runtime.bsfp import BLOCK
+from speqc.runtime.bsfp import BLOCK, for_each
 from speqc.runtime.column_errors import Choose, ColumnErrors, times
 from speqc.runtime.likely_tokens import LikelyRows
 from speqc.runtime.moments import Metric
@@ -76,6 +78,23 @@ class LikelyColumns(ColumnErrors):
         residuals = np.zeros(len(self._rows), np.float32)
         _add_products(self._inputs, self._starts, self._rows, errors, residuals)
         return residuals
+
+
+def improve_judged(
+    metric: Metric,
+    likely: LikelyRows | None,
+    improve: Callable[[NDArray[np.int64], LikelyColumns], None],
+) -> None:
+    """Call `improve` for the columns that are judged, 64 at a time, with what judges them."""
+    if likely is None:
+        return
+    judged = likely.judged()
+
+    def improve_at(start: int) -> None:
+        columns = judged[start : start + BLOCK]
+        improve(columns, LikelyColumns(metric, likely.pick(columns)))
+
+    for_each(range(0, len(judged), BLOCK), improve_at)
 
 
 @_jit

@@ -20,9 +20,11 @@ from speqc.runtime.codebook import (
     EXPONENTS,
     UNUSED,
     CodeBook,
+    class_of,
     scale_class,
 )
 from speqc.runtime.errors import SpeqcError
+from speqc.runtime.table_choice import LAST_BITS, best_table, table_errors, with_table
 
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 
@@ -44,7 +46,7 @@ class Encoded:
         codes: uint8[K, N], the draft nibble F = sign << 3 | code.
         rest: uint16[K, N], R = slot << 10 | mantissa (12 bits).
         scales: float16[ceil(K / group_size), N]. The draft uses the magnitude: in a scale-indexed
-            book the sign is a table bit (set: tight, clear: wide).
+            book the sign, and the last three bits of what is no subnormal, say which table.
         group_size: weights along K that share a scale.
     """
 
@@ -135,6 +137,7 @@ def encode_block(
             book.allowed,
             book.slots,
             book.held,
+            table_errors(book),
             *out,
         )
     else:
@@ -159,7 +162,7 @@ def decode(encoded: Encoded, book: CodeBook, shift: int = 0) -> NDArray[np.uint1
 
 
 def full_exponents(book: CodeBook, shift: int) -> NDArray[np.uint16]:
-    """uint16[128 * 32]: exponent field after undoing `shift`, at class * 32 + code * 4 + slot.
+    """uint16[1024 * 32]: exponent field after undoing `shift`, at class * 32 + code * 4 + slot.
 
     The field is in place (bits 10 to 14), and unused slots are 0. Field 0 stays 0 under a shift:
     with one, only zeros have it.
@@ -414,16 +417,30 @@ def _encode_direct(bits, columns, weights, size, words, levels, codes, rest, sca
 
 @_jit
 def _encode_searched(
-    bits, columns, weights, size, levels, octave, unit, allowed, slots, held, codes, rest, scales
+    bits,
+    columns,
+    weights,
+    size,
+    levels,
+    octave,
+    unit,
+    allowed,
+    slots,
+    held,
+    expected,
+    codes,
+    rest,
+    scales,
 ):
     """Encode with the scale and codes of least squared error found for each group.
 
-    Every candidate uses the tight table if that holds the group; the best one then tries the wide
-    table as well (it has zero at the lowest level, which pays where weights are often zero).
+    Every candidate uses the table of least expected error.
     """
     width = bits.shape[1]
     magnitudes = np.empty((min(size, bits.shape[0]), width), np.float32)
     fields = np.empty((min(size, bits.shape[0]), width), np.uint8)
+    counts = np.empty((width, EXPONENTS), np.int64)
+    tables = np.empty((width, 2 * EXPONENTS), np.int8)
     needed = np.empty(width, np.uint32)
     peak = np.empty(width, np.uint16)
     rms = np.empty(width, np.float32)
@@ -439,24 +456,31 @@ def _encode_searched(
         rows = min(size, bits.shape[0] - start)
         block = bits[start : start + rows]
         unpacked = (magnitudes[:rows], fields[:rows], weights[start : start + rows])
-        _measure(block, magnitudes, fields, needed, peak, rms)
+        _measure(block, magnitudes, fields, counts, needed, peak, rms)
         best[:] = NO_FIT_SCALE
+        tables[:] = -1
         for n in range(width):
             least[n] = -np.inf if needed[n] >> 31 else np.inf
-        for candidate in range(_CANDIDATES + 1):
+        for candidate in range(_CANDIDATES):
             for n in range(width):
                 if candidate < _RMS_CANDIDATES:
                     trial[n] = rms[n] * unit * _FACTORS[candidate]
-                elif candidate < _CANDIDATES:
-                    trial[n] = _magnitude(peak[n]) / levels[7] * _FACTORS[candidate]
                 else:
-                    trial[n] = _magnitude(best[n])
+                    trial[n] = _magnitude(peak[n]) / levels[7] * _FACTORS[candidate]
             for _ in range(2):
                 _half_bits(trial, pattern)
-                _choose_class(pattern, peak, octave, needed, held, candidate < _CANDIDATES)
+                _raise_scales(pattern, peak, octave)
+                for n in range(width):
+                    # All scales with a field and first mantissa bit have the same tables.
+                    kind = pattern[n] >> 9
+                    if tables[n, kind] < 0:
+                        tables[n, kind] = best_table(
+                            pattern[n], needed[n], counts[n], held, expected
+                        )
+                    pattern[n] = with_table(pattern[n], tables[n, kind])
                 _score(unpacked, pattern, levels, allowed, error, product, square)
                 for n in range(width):
-                    if error[n] < least[n] and held[pattern[n] >> 9] & needed[n] == needed[n]:
+                    if error[n] < least[n] and held[class_of(pattern[n])] & needed[n] == needed[n]:
                         least[n] = error[n]
                         best[n] = pattern[n]
                     trial[n] = product[n] / square[n] if square[n] > 0 else trial[n]
@@ -466,8 +490,9 @@ def _encode_searched(
 
 
 @_jit
-def _measure(bits, magnitudes, fields, needed, peak, rms):
-    """Unpack a group of FP16 patterns and take what the candidate scales are made of."""
+def _measure(bits, magnitudes, fields, counts, needed, peak, rms):
+    """Unpack a group of FP16 patterns and take what scales and tables are chosen by."""
+    counts[:] = 0
     needed[:] = 0
     peak[:] = 0
     rms[:] = 0
@@ -477,6 +502,7 @@ def _measure(bits, magnitudes, fields, needed, peak, rms):
             field = magnitude >> 10
             fields[k, n] = field
             magnitudes[k, n] = _magnitude(magnitude)
+            counts[n, field] += 1
             needed[n] |= np.uint32(1) << np.uint32(field)
             peak[n] = max(peak[n], magnitude)
             rms[n] += magnitudes[k, n] * magnitudes[k, n]
@@ -485,8 +511,8 @@ def _measure(bits, magnitudes, fields, needed, peak, rms):
 
 
 @_jit
-def _choose_class(pattern, peak, octave, needed, held, prefer_tight):
-    """Raise scales until max|w| < 8 s 2^octave; set the sign if the tight table holds the group."""
+def _raise_scales(pattern, peak, octave):
+    """Raise scales until max|w| < 8 s 2^octave, whatever table they are then made to pick."""
     share = np.float32(0.125) * np.float32(0.5) ** octave
     fields = (3 + octave) << 10
     for n in range(pattern.size):
@@ -494,15 +520,14 @@ def _choose_class(pattern, peak, octave, needed, held, prefer_tight):
             pattern[n] = 0
             continue
         least = _magnitude(peak[n]) * share
-        if _magnitude(pattern[n]) <= least:
+        if _magnitude(with_table(pattern[n], 0)) <= least:
             # The next FP16 above that share of the peak: lower exponent, or a count of 2^-24.
             if peak[n] >= fields + 0x0400:
                 pattern[n] = peak[n] - fields + 1
             else:
                 pattern[n] = np.uint16(least * _SUBNORMALS_PER_ONE) + 1
-        tight = pattern[n] | np.uint16(0x8000)
-        if prefer_tight and held[tight >> 9] & needed[n] == needed[n]:
-            pattern[n] = tight
+            if pattern[n] >= 0x0400:
+                pattern[n] = (pattern[n] + LAST_BITS) & ~LAST_BITS
 
 
 @_jit
@@ -522,7 +547,7 @@ def _score(unpacked, pattern, levels, allowed, error, product, square):
     square[:] = 0
     for k in range(magnitudes.shape[0]):
         for n in range(BLOCK):
-            mask[n] = allowed[pattern[n] >> 9, fields[k, n]]
+            mask[n] = allowed[class_of(pattern[n]), fields[k, n]]
         _nearest(magnitudes[k], inverse, mask, levels, levels, distance, level)
         for n in range(BLOCK):
             error[n] += weight[k] * (distance[n] * distance[n])
@@ -569,10 +594,10 @@ def _emit(bits, columns, unpacked, pattern, levels, allowed, slots, codes, rest)
     _invert(pattern, inverse)
     for k in range(bits.shape[0]):
         for n in range(BLOCK):
-            mask[n] = allowed[pattern[n] >> 9, fields[k, n]]
+            mask[n] = allowed[class_of(pattern[n]), fields[k, n]]
         _nearest(magnitudes[k], inverse, mask, levels, _CODE_NUMBERS, distance, nearest)
         for n in range(columns):
             code = np.int64(nearest[n])
-            slot = np.int64(slots[pattern[n] >> 9, code, fields[k, n]])
+            slot = np.int64(slots[class_of(pattern[n]), code, fields[k, n]])
             codes[k, n] = np.int64(bits[k, n]) >> 15 << 3 | code
             rest[k, n] = slot << 10 | (bits[k, n] & 1023)

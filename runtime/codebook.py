@@ -4,7 +4,7 @@ An FP16 weight (sign, 5-bit exponent, 10-bit mantissa) is stored as a draft nibb
 ``F = sign << 3 | code`` and a 12-bit rest ``R = slot << 10 | mantissa``. In a table, a code owns
 at most four exponents in a fixed order, and the slot says which of them the weight has, so (F, R)
 gives back the FP16 bits exactly. The draft reads F alone: sign * level of the code * scale of the
-group. The leading bits of that scale pick the table.
+group. Some bits of that scale pick the table.
 """
 
 import json
@@ -20,7 +20,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from speqc.runtime.errors import SpeqcError
 
-CLASSES = 128
+TABLE_BITS = 3
+"""Last mantissa bits of a scale that say, together with its sign, which of a class's tables."""
+TABLES = 2 << TABLE_BITS
+CLASSES = 2 * 32 * TABLES
 CODES = 8
 SLOTS = 4
 EXPONENTS = 32
@@ -47,7 +50,7 @@ class CodeBook:
         group_size: default number of weights along K that share a scale.
         levels: float16[8], draft magnitude of each code before scaling. FP16, so that its product
             with an FP16 activation is exact in FP32.
-        exponents: uint8[128, 8, 4], the FP16 exponent field for (class, code, slot), or `UNUSED`.
+        exponents: uint8[1024, 8, 4], the FP16 exponent field for (class, code, slot), or `UNUSED`.
         octave: a scale-indexed book holds weights under 2^(3 + octave) scales of their group.
         rms: what the rms of a group's weights is near, in scales.
     """
@@ -70,7 +73,7 @@ class CodeBook:
 
     @cached_property
     def slots(self) -> NDArray[np.uint8]:
-        """uint8[128, 8, 32]: slot of (class, code, exponent), or `UNUSED` where it has none."""
+        """uint8[1024, 8, 32]: slot of (class, code, exponent), or `UNUSED` where it has none."""
         slots = np.full((CLASSES, CODES, EXPONENTS), UNUSED, np.uint8)
         for slot in range(SLOTS):
             owned = self.exponents[:, :, slot]
@@ -81,7 +84,7 @@ class CodeBook:
 
     @cached_property
     def allowed(self) -> NDArray[np.uint8]:
-        """uint8[128, 32]: bit c is set where code c of the class owns the exponent."""
+        """uint8[1024, 32]: bit c is set where code c of the class owns the exponent."""
         owns = self.slots != UNUSED
         bits = np.uint8(1) << np.arange(CODES, dtype=np.uint8)
         allowed = (owns * bits[:, None]).sum(axis=1, dtype=np.uint8)
@@ -90,7 +93,7 @@ class CodeBook:
 
     @cached_property
     def held(self) -> NDArray[np.uint32]:
-        """uint32[128]: bit e is set where some code of the class owns exponent e."""
+        """uint32[1024]: bit e is set where some code of the class owns exponent e."""
         bits = np.uint32(1) << np.arange(EXPONENTS, dtype=np.uint32)
         held = ((self.allowed != 0) * bits).sum(axis=1, dtype=np.uint32)
         held.flags.writeable = False
@@ -98,8 +101,24 @@ class CodeBook:
 
 
 def scale_class(scale_bits: NDArray[np.uint16]) -> NDArray[np.uint16]:
-    """Table index 0..127 of FP16 scale patterns: sign, exponent and first mantissa bit."""
-    return np.asarray(scale_bits, np.uint16) >> np.uint16(9)
+    """Class 0..1023 of FP16 scale patterns: sign, exponent, first and last three mantissa bits."""
+    bits = np.asarray(scale_bits, np.uint16)
+    return bits >> np.uint16(9) << np.uint16(TABLE_BITS) | bits & np.uint16(TABLES // 2 - 1)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def class_of(scale_bits):
+    """`scale_class` of one pattern."""
+    return np.int64(scale_bits) >> 9 << TABLE_BITS | np.int64(scale_bits) & (TABLES // 2 - 1)
+
+
+def table_class(field: int, half: int, table: int) -> int:
+    """The class of scales with this exponent field and first mantissa bit that pick this table.
+
+    The first half of the tables belong to positive scales, the second to negative ones.
+    """
+    sign, last = divmod(table, TABLES // 2)
+    return ((sign * EXPONENTS + field) * 2 + half) * (TABLES // 2) + last
 
 
 def load_codebook(name: str, levels: str | None = None) -> CodeBook:
@@ -228,7 +247,7 @@ def _sets_book(level_set: str = "free") -> CodeBook:
     """Scale-indexed exponent sets, designed by ``tools/design_bank.py``."""
     design = _banks()[level_set]
     octave, rms = design["octave"], design["rms"]
-    return sets_book("sets", design["levels"], design["classes"], octave, rms)
+    return sets_book("sets", design["levels"], design["wide"], design["tight"], octave, rms)
 
 
 @cache
@@ -240,19 +259,46 @@ def _banks() -> Mapping[str, Any]:
 def sets_book(
     name: str,
     levels: ArrayLike,
-    classes: Mapping[str, str],
+    wide: Mapping[str, str],
+    tight: Mapping[str, list[str]],
     octave: int = 0,
     rms: float = 1.0,
 ) -> CodeBook:
-    """The book of a bank: for each designed class its table as text (see `parse_table`).
+    """The book of a bank, whose tables are texts (see `parse_table`).
 
-    A class without a designed table has the bijection {4c..4c+3}, which holds all 32 exponents.
+    Keys are 2 * exponent field of the scale + its first mantissa bit. `wide` has table 0 of each
+    class; scales without one have the bijection {4c..4c+3}, which holds all 32 exponents. `tight`
+    has the other tables, or one for all negative scales; the last two keys' tables, moved up, also
+    serve larger scales, as far as FP16 has the exponents. Where there are none table 0 serves.
     """
     exponents = np.empty((CLASSES, CODES, SLOTS), np.uint8)
     exponents[:] = np.arange(EXPONENTS, dtype=np.uint8).reshape(CODES, SLOTS)
-    for index, text in classes.items():
-        exponents[int(index)] = _padded(parse_table(text))
+    last = max(int(key) for key in tight) // 2
+    for key, text in wide.items():
+        field, half = divmod(int(key), 2)
+        first = parse_table(text)
+        others = [parse_table(text) for text in tight[str(2 * min(field, last) + half)]]
+        moved = [_moved(table, max(field - last, 0)) for table in others]
+        for number in range(TABLES):
+            exponents[table_class(field, half, number)] = _padded(_picked(first, moved, number))
     return CodeBook(name, 64, np.array(levels, np.float16), exponents, octave, rms)
+
+
+def _moved(table: list[list[int]], fields: int) -> list[list[int]] | None:
+    """The table of exponents that are larger by so much; None where these are none of a number."""
+    moved = [[exponent + fields for exponent in owned] for owned in table]
+    return moved if max(map(max, moved)) < EXPONENTS - 1 else None
+
+
+def _picked(
+    first: list[list[int]], others: list[list[list[int]] | None], number: int
+) -> list[list[int]]:
+    """The table with this number, of those of one class."""
+    if len(others) == 1:
+        found = others[0] if number >= TABLES // 2 else None
+    else:
+        found = others[number - 1] if number else None
+    return first if found is None else found
 
 
 def _fixed_book(name: str, table: list[list[int]], level_exponents: list[int]) -> CodeBook:

@@ -15,12 +15,26 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from speqc.runtime.bsfp import BLOCK, Encoded, draft_values, encode_block, row_weights
-from speqc.runtime.codebook import CodeBook, scale_class
+from speqc.runtime.bsfp import (
+    BLOCK,
+    Encoded,
+    draft_values,
+    encode_block,
+    row_weights,
+)
+from speqc.runtime.codebook import (
+    EXPONENTS,
+    TABLE_BITS,
+    TABLES,
+    CodeBook,
+    class_of,
+    scale_class,
+)
 from speqc.runtime.column_errors import ColumnErrors, Sweep, in_blocks, solve
 from speqc.runtime.likely_columns import LikelyColumns, improve_judged
 from speqc.runtime.likely_tokens import LikelyRows
 from speqc.runtime.moments import Metric
+from speqc.runtime.table_choice import LAST_BITS, best_table, table_errors, with_table
 
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 
@@ -260,15 +274,22 @@ class _Panel:
         scales = np.abs(self.patterns.view(np.float16)).astype(np.float64)
         wanted = scales + self._scale_steps(drafts)
         rounded = np.clip(np.where(self.finite, wanted, scales), 0, 65504).astype(np.float16)
-        _move_scales(
-            rounded.view(np.uint16),
-            self.fields,
-            self.codes,
-            self.size,
-            self.book.allowed,
-            keep_codes,
-            self.patterns,
-        )
+        patterns = rounded.view(np.uint16)
+        if self.book.scale_indexed:
+            _move_scales(
+                patterns,
+                self.fields,
+                self.codes,
+                self.size,
+                self.book.allowed,
+                self.book.held,
+                table_errors(self.book),
+                keep_codes,
+                self.patterns,
+            )
+        else:
+            stay = (patterns == 0) | (self.patterns == 0)
+            self.patterns = np.where(stay, self.patterns, patterns)
         self.errors = self.errors_of(self.encoded())
 
     def _nibbles(self) -> NDArray[np.uint8]:
@@ -295,37 +316,67 @@ class _Panel:
 
 
 @_jit
-def _move_scales(rounded, fields, codes, size, allowed, keep_codes, patterns):
+def _move_scales(wanted, fields, codes, size, allowed, held, expected, keep_codes, patterns):
     """Set scales to those wanted, or to the nearest of their class that serves their group.
 
-    First with the table of the same kind, then with the other kind's, then at the end of the old
-    class, which always serves. Scales that would not be positive stay.
+    With `keep_codes` the table stays if it can, or another one that has the codes serves; else the
+    one of least expected error that has the exponents. If none does, the end of the old class
+    serves. Scales that would not be positive stay.
     """
-    for group in range(rounded.shape[0]):
+    counts = np.empty(EXPONENTS, np.int64)
+    for group in range(wanted.shape[0]):
         rows = slice(group * size, (group + 1) * size)
-        for n in range(rounded.shape[1]):
+        for n in range(wanted.shape[1]):
             old = patterns[group, n]
-            if rounded[group, n] == 0 or old & 0x7FFF == 0:
+            if wanted[group, n] == 0 or old & 0x7FFF == 0:
                 continue
-            same = rounded[group, n] | (old & np.uint16(0x8000))
-            other = same ^ np.uint16(0x8000)
-            if _serves(allowed[same >> 9], fields[rows, n], codes[rows, n], keep_codes):
-                patterns[group, n] = same
-            elif _serves(allowed[other >> 9], fields[rows, n], codes[rows, n], keep_codes):
-                patterns[group, n] = other
+            if keep_codes:
+                found = _table_with_codes(
+                    wanted[group, n], old, fields[rows, n], codes[rows, n], allowed
+                )
             else:
-                first = old & np.uint16(0xFE00)
-                patterns[group, n] = min(max(same, first), first | np.uint16(0x01FF))
+                found = _table_with_exponents(
+                    wanted[group, n], fields[rows, n], counts, held, expected
+                )
+            patterns[group, n] = found if found else _nearest_of_class(wanted[group, n], old)
 
 
 @_jit
-def _serves(allowed, fields, codes, keep_codes):
-    """Whether a class has a code for every exponent of a group, or the very codes in use."""
-    for k in range(fields.size):
-        owners = allowed[fields[k]]
-        if owners == 0 or (keep_codes and owners >> codes[k] & 1 == 0):
-            return False
-    return True
+def _table_with_codes(wanted, old, fields, codes, allowed):
+    """The wanted scale with a table that has these codes, that of the old one first; or 0."""
+    used = np.int64(old) >> 15 << TABLE_BITS | np.int64(old & LAST_BITS)
+    for turn in range(TABLES):
+        found = with_table(wanted, used ^ turn)
+        owners = allowed[class_of(found)]
+        serves = True
+        for k in range(fields.size):
+            serves = serves and owners[fields[k]] >> codes[k] & 1 != 0
+        if serves:
+            return found
+    return np.uint16(0)
+
+
+@_jit
+def _table_with_exponents(wanted, fields, counts, held, expected):
+    """The wanted scale with the best table that has these exponents; or 0."""
+    counts[:] = 0
+    needed = np.uint32(0)
+    for field in fields:
+        counts[field] += 1
+        needed |= np.uint32(1) << np.uint32(field)
+    found = with_table(wanted, best_table(wanted, needed, counts, held, expected))
+    return found if held[class_of(found)] & needed == needed else np.uint16(0)
+
+
+@_jit
+def _nearest_of_class(wanted, old):
+    """The scale that is nearest to the wanted one of those that pick the old one's table."""
+    last = LAST_BITS if old & 0x7FFF >= 0x0400 else np.uint16(0)
+    first = old & (np.uint16(0xFE00) | last)
+    return min(
+        max(with_table(wanted, old >> 15 << TABLE_BITS | old & last), first),
+        first | (np.uint16(0x01FF) & ~last),
+    )
 
 
 @_jit
@@ -359,7 +410,7 @@ def _choose_rows(
         row = order[j]
         group = row // size
         for n in range(BLOCK):
-            mask[n] = allowed[patterns[group, n] >> 9, fields[row, n]]
+            mask[n] = allowed[class_of(patterns[group, n]), fields[row, n]]
         for n in range(BLOCK):
             scale[n] = magnitudes[group, n]
             sign[n] = np.copysign(np.float32(1), weights[row, n])

@@ -29,7 +29,7 @@ from speqc.tensor_store import StoredTensor, file_digest, file_digests
 from speqc.weight_writer import Calibration, write_weights
 
 FORMAT = "speqc artifact"
-VERSION = 2
+VERSION = 3
 """2: weights in four planes of nibbles; 1 had two, F and R."""
 PROGRAM, WEIGHTS, TOKENIZER, MANIFEST = (
     "program.mlir",

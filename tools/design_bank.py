@@ -3,17 +3,21 @@
 There is a bank for each level set: `free` levels, levels of at most two or one mantissa bits (`m2`,
 `m1`), the numbers of OCP FP4 E2M1 (`fp4`), and powers of two (`pow2`).
 
-A weight divided by the scale of its group, u = w / s, is taken to follow a unit-scale density. For
-a class of scales (an exponent field and a half octave of mantissas) that gives, for each exponent
-field of w and each set of codes that might own it, the expected squared error of the nearest
-allowed level. A table is a choice of one set of codes for each exponent such that no code owns more
-than four. It is found by local search: two exponents share out their slots anew in the best of all
-ways, until no pair gains; the best of a few starting points is kept. Levels are found by
-alternating: tables for the levels, then each level moves to the mean of the |u| that choose it.
-Levels with few mantissa bits start as rounded multiples of these, and move along their grid, with
-the rms of u, while that lowers the error. E2M1 has its levels; its rms is searched.
+Weights are taken to follow a unit-scale density. Tables are to leave nearly every code to a weight,
+so levels are designed as if all were allowed: random groups of weights each take their best scale,
+each level moves to what serves the weights that choose it, and so on. Levels with few mantissa bits
+start as rounded multiples of these and move along their grid while that lowers the error.
 
-Everything is deterministic, and takes some five minutes.
+For a half octave of scales the density gives, for each exponent field of w and each set of codes
+that might own it, the expected squared error of the nearest allowed level, where what is aimed at
+misses w a little (runtime/table_choice.py). A table is a choice of one set of codes for each
+exponent such that no code owns more than four. It is found by local search: two exponents share
+out their slots anew in the best of all ways, until no pair gains. One wide table holds all
+exponents up to the largest that may occur. Tight ones hold fewer, and there are many of them:
+random groups each go to the table that is best for them, the tables are designed anew for the
+groups that they have, and so on.
+
+Everything is deterministic, and takes some three minutes.
 Run: python tools/design_bank.py [--output FILE] [--compare FILE] [--snr]
 """
 
@@ -33,11 +37,13 @@ from speqc.runtime.codebook import (
     EXPONENTS,
     LEVEL_SETS,
     SLOTS,
+    TABLES,
     CodeBook,
     format_table,
     load_codebook,
     sets_book,
 )
+from speqc.runtime.table_choice import missed_errors
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -52,7 +58,7 @@ HALVES = ((0, 110), (110, STEPS))
 DEGREES = 14
 """Student's t with unit variance: near a Gaussian, with the heavier tails of real weights."""
 TIGHT_ZEROS = 1 / 512
-"""Share of exact zeros where the tight table holds them (scales with exponent field up to 9)."""
+"""Share of exact zeros where tight tables hold them (scales with exponent field up to 11)."""
 WIDE_ZEROS = 1 / 128
 WIDE_TINY = 1 / 128
 """A group of 64 takes the wide table because some weight is zero or tiny: half a weight of each."""
@@ -60,14 +66,26 @@ TINY = 2.0**-9
 
 DESIGNED_FIELDS = range(30)
 """Scale exponent fields with designed tables. From 30 on (s >= 32768) the bijection stays."""
-LEVEL_FIELD = 12
-LEVEL_SHARES = {"tight": 0.9, "wide": 0.1}
-"""Levels are fitted to the classes of this field, in the shares in which groups use them."""
+TIGHT_OCTAVES = 11
+"""Octaves below the scale's own that tight tables hold."""
+TIGHT_FIELDS = range(TIGHT_OCTAVES + 2)
+"""Scale exponent fields with own tight tables; the last one's, moved up, serve larger scales."""
+GROUP, GROUPS = 64, 4096
+"""Random groups of weights that tight tables are designed for."""
+SORTINGS, RESORTINGS = 12, 3
+"""Times that groups are sorted to tables and these designed anew: for the last of the fields above,
+and for each other one, which begins with the tables of the next."""
+LEAST_GROUPS = 8
+"""A table with fewer groups begins anew, with a random one."""
+COMMON = 1e-3
+"""Share of all groups in what a table is designed for, so that it has all exponents."""
 FIRST_LEVELS = (0.05, 0.25, 0.5, 0.85, 1.25, 1.7, 2.25, 3.1)
-MOST_ROUNDS = 50
-SETTLED = 1e-3
-LEVEL_STRIDE = 8
-"""Every which scale mantissa of the grid counts in a refit of the levels."""
+LEVEL_GROUPS = 4096
+"""Random groups of weights that levels are designed for."""
+SCALE_FACTORS = 2.0 ** (np.arange(-8, 9) / 16)
+"""Scales that a group may take before its least-squares step, over what its rms suggests."""
+MOST_ROUNDS = 400
+SETTLED = 1e-4
 
 MANTISSA_BITS = {"m2": 2, "m1": 1, "pow2": 0}
 """Level sets that are searched on a grid: mantissa bits of its numbers."""
@@ -77,7 +95,6 @@ E2M1_OCTAVE = 1
 STARTS, DESCENTS = 16, 4
 """Multiples of the free levels, spread over an octave, that a search on a grid may start from, and
 how many of them it does start from."""
-RMS_STEP = 2 ** (1 / 32)
 
 LEAST_GAIN = 1e-14
 """Smaller gains are rounding."""
@@ -138,26 +155,17 @@ def unit_density(kind: str, rms: float = 1.0) -> FloatArray:
 def fields_of_class(kind: str, field: int) -> range:
     """Exponent fields that a table holds for scales with this exponent field."""
     if kind == "tight":
-        return range(max(0, field - 9), min(field + 3, EXPONENTS - 1))
+        return range(max(0, field - TIGHT_OCTAVES), min(field + 3, EXPONENTS - 1))
     return range(min(field + 4, EXPONENTS - 1))
 
 
-def class_index(kind: str, field: int, half: int) -> int:
-    """Place of a class in the code book: sign, exponent and first mantissa bit of the scale."""
-    return (64 if kind == "tight" else 0) + 2 * field + half
-
-
-def octave_costs(density: FloatArray, levels: FloatArray) -> list[FloatArray]:
+def octave_costs(density: FloatArray, levels: FloatArray, rms: float = 1.0) -> list[FloatArray]:
     """For each half, the expected error [octave j of w / 2^(field - 15), set of codes].
 
     Row j holds the weights with 2^j <= |u| m < 2^(j + 1), averaged over the scale mantissas m of
     the half (uniform in log m); the first row is j = LOWEST.
     """
-    error = density * (grid_points() - levels[:, None]) ** 2
-    nearest = np.full((len(SUBSETS), len(density)), np.inf)
-    for subset in range(1, len(SUBSETS)):
-        lowest = subset & -subset
-        nearest[subset] = np.minimum(nearest[subset - lowest], error[lowest.bit_length() - 1])
+    nearest = density * missed_errors(grid_points(), levels, rms)
     nearest[0] = 1.0
     running = np.concatenate([np.zeros((len(SUBSETS), 1)), np.cumsum(nearest, axis=1)], axis=1)
     ends = (np.arange(LOWEST + 1, HIGHEST + 1) - LOWEST) * STEPS
@@ -212,11 +220,12 @@ def table_cost(costs: FloatArray, owners: IntArray) -> float:
     return float(costs[np.arange(len(owners)), owners].sum())
 
 
-def design_table(costs: FloatArray) -> IntArray:
-    """The best table that local search finds: a set of codes for each exponent."""
+def design_table(costs: FloatArray, start: IntArray | None = None) -> IntArray:
+    """The best table that local search finds, from a table or from plain ones: sets of codes."""
     rank = np.arange(len(costs))
-    starts = (rank // SLOTS, CODES - 1 - rank // SLOTS, rank % CODES)
-    found = [improve(costs, 1 << start) for start in starts]
+    plain = (rank // SLOTS, CODES - 1 - rank // SLOTS, rank % CODES)
+    starts = [1 << codes for codes in plain] if start is None else [start]
+    found = [improve(costs, start) for start in starts]
     return fill(min(found, key=lambda owners: table_cost(costs, owners)))
 
 
@@ -229,8 +238,45 @@ def fill(owners: IntArray) -> IntArray:
     return owners
 
 
+@cache
+def level_groups() -> FloatArray:
+    """Magnitudes of random weights with unit variance, float64[groups, 64]."""
+    random = np.random.default_rng(0)
+    weights = random.standard_t(DEGREES, (LEVEL_GROUPS, GROUP))
+    return np.abs(weights) * np.sqrt((DEGREES - 2) / DEGREES)
+
+
+def fit_scales(levels: Levels) -> tuple[FloatArray, FloatArray, IntArray]:
+    """The best scale of each group of `level_groups`, its squared error, and the weights' codes."""
+    weights = level_groups()
+    middles = (levels.values[1:] + levels.values[:-1]) / 2
+    usual = np.sqrt(np.mean(weights**2, axis=1)) / levels.scales
+    scales, errors = np.empty(len(weights)), np.full(len(weights), np.inf)
+    codes = np.empty(weights.shape, np.int64)
+    for factor in SCALE_FACTORS:
+        chosen = np.searchsorted(middles, weights / (usual * factor)[:, None])
+        drafts = levels.values[chosen]
+        scale = np.sum(weights * drafts, axis=1) / np.sum(drafts**2, axis=1)
+        error = np.sum((weights - scale[:, None] * drafts) ** 2, axis=1)
+        better = error < errors
+        scales[better], errors[better], codes[better] = scale[better], error[better], chosen[better]
+    return scales, errors, codes
+
+
+def error(levels: Levels) -> float:
+    """Mean squared error of `level_groups` with all codes allowed."""
+    return float(fit_scales(levels)[1].mean()) / GROUP
+
+
+def with_rms(levels: Levels) -> Levels:
+    """The same levels with the rms that weights have in units of the scales that suit them."""
+    scales = fit_scales(levels)[0]
+    rms = float(np.mean(np.sqrt(np.mean(level_groups() ** 2, axis=1)) / scales))
+    return in_octave(replace(levels, rms=rms / 2.0**levels.octave))
+
+
 def fit_levels(progress: Callable[[str], None]) -> FloatArray:
-    """Alternate tables and weighted means until the levels settle; they end as FP16 values."""
+    """Alternate scales and levels until these settle; they end as FP16 values."""
     levels = np.array(FIRST_LEVELS)
     for round_number in range(MOST_ROUNDS):
         moved = refit_levels(levels)
@@ -243,55 +289,13 @@ def fit_levels(progress: Callable[[str], None]) -> FloatArray:
 
 
 def refit_levels(levels: FloatArray) -> FloatArray:
-    """One round: the mean |u| that chooses each level under the tables best for these levels."""
-    weight, moment = np.zeros(CODES), np.zeros(CODES)
-    for kind, share in LEVEL_SHARES.items():
-        density = unit_density(kind)
-        costs = octave_costs(density, levels)
-        fields = fields_of_class(kind, LEVEL_FIELD)
-        for half, (first, last) in enumerate(HALVES):
-            owners = design_table(class_costs(costs[half], fields, LEVEL_FIELD))
-            for step in range(first, last, LEVEL_STRIDE):
-                chosen, used = choices(levels, owners, fields, step)
-                mass = density * used * share / STEPS
-                weight += np.bincount(chosen, mass, CODES)
-                moment += np.bincount(chosen, mass * grid_points(), CODES)
-    return moment / weight
-
-
-def choices(
-    levels: FloatArray, owners: IntArray, fields: range, step: int
-) -> tuple[IntArray, NDArray[np.bool_]]:
-    """Code chosen at each grid point under one scale mantissa, and whether the table holds it."""
-    field = (np.arange(len(grid_points())) + step) // STEPS + LOWEST + LEVEL_FIELD
-    field = np.maximum(field, 0)
-    used = (field >= fields.start) & (field < fields.stop)
-    owner = owners[np.clip(field - fields.start, 0, len(fields) - 1)]
-    distance = np.abs(grid_points() - levels[:, None])
-    chosen = np.where(MEMBERS[owner].T == 1, distance, np.inf).argmin(axis=0)
-    return chosen, used
-
-
-@cache
-def grid_error(values: tuple[float, ...], octave: int, rms: float) -> float:
-    """Expected squared error over squared rms, under the tight tables best for these levels.
-
-    Weights that these tables do not hold take the nearest level: one rms compares with another.
-    """
-    levels = Levels(np.array(values), octave, rms)
-    fields = fields_of_class("tight", LEVEL_FIELD)
-    first = fields.start - LEVEL_FIELD - LOWEST
-    total = 0.0
-    for costs in octave_costs(unit_density("tight", rms), levels.scaled):
-        table = class_costs(costs, fields, LEVEL_FIELD)
-        beside = np.delete(costs[:, -1], range(first, first + len(fields)))
-        total += table_cost(table, design_table(table)) + beside.sum()
-    return total / rms**2
-
-
-def error(levels: Levels) -> float:
-    """`grid_error` of a level set."""
-    return grid_error(tuple(levels.values.tolist()), levels.octave, levels.rms)
+    """One round: the levels that suit the weights that choose them; in units of these' rms."""
+    scales, _, codes = fit_scales(Levels(levels))
+    scales = np.repeat(scales, GROUP)
+    moments = np.bincount(codes.reshape(-1), scales * level_groups().reshape(-1), CODES)
+    found = Levels(moments / np.bincount(codes.reshape(-1), scales**2, CODES))
+    rms = with_rms(found)
+    return found.values / rms.scales
 
 
 def below(number: float, bits: int) -> float:
@@ -314,15 +318,8 @@ def on_grid(values: FloatArray, bits: int) -> FloatArray:
     return rounded
 
 
-def neighbours(levels: Levels, bits: int | None) -> Iterator[Levels]:
-    """Level sets one step away: another rms, or with `bits` one level moved along its grid.
-
-    The lowest one may also become zero.
-    """
-    for factor in (RMS_STEP, 1 / RMS_STEP):
-        yield in_octave(replace(levels, rms=levels.rms * factor))
-    if bits is None:
-        return
+def neighbours(levels: Levels, bits: int) -> Iterator[Levels]:
+    """Level sets with one level moved along its grid; the lowest one may also become zero."""
     for code in range(CODES):
         for move in (below, above) if levels.values[code] else ():
             values = levels.values.copy()
@@ -342,55 +339,133 @@ def in_octave(levels: Levels) -> Levels:
     return levels
 
 
-def descend(levels: Levels, bits: int | None) -> Levels:
+def descend(levels: Levels, bits: int) -> Levels:
     """Go to the best neighbour while that lowers the error."""
+    least = error(levels)
     while True:
-        best = min(neighbours(levels, bits), key=error)
-        if error(best) >= error(levels) - LEAST_GAIN:
+        found = {error(other): other for other in neighbours(levels, bits)}
+        if min(found) >= least - LEAST_GAIN:
             return levels
-        levels = best
+        least = min(found)
+        levels = found[least]
 
 
 def search_levels(free: FloatArray, bits: int) -> Levels:
-    """The best levels with so many mantissa bits that searches from multiples of `free` find.
-
-    The expected error leads each search; what the codec makes of the results decides.
-    """
+    """The best levels with so many mantissa bits that searches from multiples of `free` find."""
     factors = 2.0 ** (np.arange(STARTS) / STARTS - 0.5)
     starts = [Levels(on_grid(free * factor, bits), 0, float(factor)) for factor in factors]
     best = sorted(starts, key=error)[:DESCENTS]
-    return max([*starts, *(descend(start, bits) for start in best)], key=tried_snr)
-
-
-def tried_snr(levels: Levels) -> float:
-    """SNR in dB of a few Gaussian weights that go through the codec with these levels."""
-    classes = design_classes(levels, range(LEVEL_FIELD - 2, LEVEL_FIELD + 3))
-    return encoded_snr(bank_book(levels, classes), 64, deviation=2.0 ** (LEVEL_FIELD - 15))
+    return with_rms(min((descend(start, bits) for start in best), key=error))
 
 
 def design_level_sets(progress: Callable[[str], None]) -> dict[str, Levels]:
     """The levels of every set, by name."""
-    free = fit_levels(progress)
-    sets = {"free": Levels(free)}
+    sets = {"free": with_rms(Levels(fit_levels(progress)))}
     for name, bits in MANTISSA_BITS.items():
-        sets[name] = search_levels(free, bits)
-        progress(f"{name}: {' '.join(map(str, sets[name].values))}, rms {sets[name].rms:.3f}")
-    sets["fp4"] = descend(Levels(np.array(E2M1), E2M1_OCTAVE), None)
+        sets[name] = search_levels(sets["free"].values, bits)
+    sets["fp4"] = with_rms(Levels(np.array(E2M1), E2M1_OCTAVE))
     assert np.array_equal(sets["fp4"].values, E2M1)
-    progress(f"fp4: rms {sets['fp4'].rms:.3f}")
+    for name, levels in sets.items():
+        places = f"{' '.join(map(str, levels.values))}, rms {levels.rms:.3f}"
+        progress(f"{name}: {places}, error {error(levels):.5f}")
     return sets
 
 
-def design_class(kind: str, field: int, half: int, levels: Levels) -> str:
-    """The designed table of one class as text, exponents of each code in ascending order."""
-    costs = octave_costs(unit_density(kind, levels.rms), levels.scaled)[half]
-    return class_text(kind, field + levels.octave, costs)
+@dataclass(frozen=True)
+class Tables:
+    """The tables of a bank, by 2 * exponent field of the scale + first bit of its mantissa.
+
+    `wide` has a text for each class, `tight` several, or one where scales are subnormal.
+    """
+
+    wide: dict[str, str]
+    tight: dict[str, list[str]]
 
 
-def class_text(kind: str, field: int, costs: FloatArray) -> str:
-    """The table that `octave_costs` give for scales of 2^(field - 15)."""
-    fields = fields_of_class(kind, field)
-    return table_text(fields, design_table(class_costs(costs, fields, field)))
+def wide_table(levels: Levels, field: int, half: int) -> str:
+    """The wide table of a class as text, exponents of each code in ascending order."""
+    costs = octave_costs(unit_density("wide", levels.rms), levels.scaled, levels.rms)[half]
+    fields = fields_of_class("wide", field + levels.octave)
+    return table_text(fields, design_table(class_costs(costs, fields, field + levels.octave)))
+
+
+def wide_tables(levels: Levels, designed: range = DESIGNED_FIELDS) -> dict[str, str]:
+    """`wide_table` of the classes of these fields."""
+    return {
+        str(2 * field + half): wide_table(levels, field, half)
+        for field in designed
+        for half in range(len(HALVES))
+    }
+
+
+def group_costs(levels: Levels, half: int) -> FloatArray:
+    """What each set of codes costs random groups, float32[groups, octave, set].
+
+    Octaves are those of w / 2^(field - 15). The first is that below the tight tables', with all
+    smaller weights; the last is the third. A set costs nothing where a group has no weight.
+    Groups with larger weights are left out.
+    """
+    random = np.random.default_rng(half)
+    shares = np.cumsum(unit_density("tight", levels.rms))
+    cells = np.searchsorted(shares, random.random((GROUPS, GROUP)) * shares[-1])
+    octaves = (cells + random.integers(*HALVES[half], (GROUPS, 1))) // STEPS + LOWEST
+    usual = np.all(octaves <= 2, axis=1)
+    cells, rows = cells[usual], np.maximum(octaves[usual] + TIGHT_OCTAVES + 1, 0)
+    errors = missed_errors(grid_points(), levels.scaled, levels.rms).astype(np.float32).T
+    errors[:, 0] = 1e3
+    costs = np.zeros((len(cells), TIGHT_OCTAVES + 4, len(SUBSETS)), np.float32)
+    for place in range(GROUP):
+        costs[np.arange(len(cells)), rows[:, place]] += errors[cells[:, place]]
+    return costs / GROUP
+
+
+def tight_tables(levels: Levels, half: int, lowest: int = 0) -> dict[int, list[IntArray]]:
+    """Tight tables for scales of 2^(field - 15), for the `TIGHT_FIELDS` from `lowest` on."""
+    costs = group_costs(levels, half)
+    highest = TIGHT_FIELDS[-1]
+    inside = costs[:, 0].max(axis=1) == 0
+    random = np.random.default_rng(half)
+    tables = sorted_tables(costs[inside, 1:], None, SORTINGS, random)
+    found = {highest: tables}
+    for field in range(highest - 1, lowest - 1, -1):
+        below = highest - field
+        merged = np.concatenate(
+            [costs[:, : below + 1].sum(axis=1, keepdims=True), costs[:, below + 1 :]], axis=1
+        )
+        if field < highest - 1:
+            tables = [np.append(owners[0] | owners[1], owners[2:]) for owners in tables]
+        tables = sorted_tables(merged, tables, RESORTINGS, random)
+        found[field] = tables
+    return found
+
+
+def sorted_tables(
+    costs: FloatArray, tables: list[IntArray] | None, times: int, random: np.random.Generator
+) -> list[IntArray]:
+    """Tables for groups that each go to the best one (Lloyd's method). The first serves all."""
+    common = costs.mean(axis=0, dtype=np.float64)
+
+    def begin() -> IntArray:
+        return design_table(costs[random.integers(len(costs))] + COMMON * common)
+
+    if tables is None:
+        tables = [design_table(common), *(begin() for _ in range(TABLES - 2))]
+    tables = list(tables)
+    for _ in range(times):
+        best = np.argmin([table_costs(costs, owners) for owners in tables], axis=0)
+        for number, owners in enumerate(tables):
+            groups = costs[best == number] if number else costs
+            if len(groups) < LEAST_GROUPS:
+                tables[number] = begin()
+            else:
+                mean = groups.mean(axis=0, dtype=np.float64)
+                tables[number] = design_table(mean + COMMON * common, owners)
+    return tables
+
+
+def table_costs(costs: FloatArray, owners: IntArray) -> FloatArray:
+    """What a table costs each group."""
+    return costs[:, np.arange(len(owners)), owners].sum(axis=1)
 
 
 def table_text(fields: range, owners: IntArray) -> str:
@@ -403,21 +478,23 @@ def table_text(fields: range, owners: IntArray) -> str:
     )
 
 
-def design_classes(levels: Levels, designed: range = DESIGNED_FIELDS) -> dict[str, str]:
-    """Tables for the classes of scales with these exponent fields, by class index."""
-    tables = {}
-    for kind in ("wide", "tight"):
-        costs = octave_costs(unit_density(kind, levels.rms), levels.scaled)
-        for field in designed:
-            for half in range(len(HALVES)):
-                text = class_text(kind, field + levels.octave, costs[half])
-                tables[str(class_index(kind, field, half))] = text
-    return tables
+def design_tables(levels: Levels, designed: range = DESIGNED_FIELDS) -> Tables:
+    """The tight tables of a level set, and the wide ones of these fields."""
+    tight: dict[str, list[str]] = {}
+    for half in range(len(HALVES)):
+        tables = tight_tables(levels, half)
+        for scale in TIGHT_FIELDS:
+            field = scale + levels.octave
+            fields = fields_of_class("tight", field)
+            own = tables[min(field, TIGHT_FIELDS[-1])]
+            own = own if scale else own[:1]
+            tight[str(2 * scale + half)] = [table_text(fields, owners) for owners in own]
+    return Tables(wide_tables(levels, designed), tight)
 
 
-def bank_book(levels: Levels, classes: dict[str, str]) -> CodeBook:
+def bank_book(levels: Levels, tables: Tables) -> CodeBook:
     """The code book of a bank."""
-    return sets_book("sets", levels.values, classes, levels.octave, levels.scales)
+    return sets_book("sets", levels.values, tables.wide, tables.tight, levels.octave, levels.scales)
 
 
 def encoded_snr(book: CodeBook, group_size: int, deviation: float = 0.02) -> float:
@@ -438,32 +515,41 @@ def snr_table() -> str:
 
 
 def compared(path: Path) -> Iterator[tuple[str, CodeBook]]:
-    """The code books of another file of banks, whose tables are texts or lists."""
+    """The code books of another file of banks: this script's, or with one table for each sign.
+
+    The latter have `classes`, with sign, exponent and first mantissa bit of the scale as keys, and
+    lists of exponents.
+    """
     other = json.loads(path.read_text("utf-8"))
     for name, design in other.get("level_sets", other.get("banks", {})).items():
-        classes = {
-            index: table if isinstance(table, str) else format_table(table)
-            for index, table in design["classes"].items()
-        }
+        if "classes" in design:
+            classes = {int(key): format_table(table) for key, table in design["classes"].items()}
+            wide = {str(key): table for key, table in classes.items() if key < 2 * EXPONENTS}
+            tight = {key: [classes[int(key) + 2 * EXPONENTS]] for key in wide}
+        else:
+            wide, tight = design["wide"], design["tight"]
         octave, rms = design.get("octave", 0), design.get("rms", 1.0)
-        yield name, sets_book(name, design["levels"], classes, octave, rms)
+        yield name, sets_book(name, design["levels"], wide, tight, octave, rms)
 
 
-def bank_text(sets: dict[str, tuple[Levels, dict[str, str]]]) -> str:
+def bank_text(sets: dict[str, tuple[Levels, Tables]]) -> str:
     """The banks as JSON."""
     about = (
-        "Scale-indexed exponent sets, written by tools/design_bank.py. classes: for each designed"
-        " class (top 7 bits of the FP16 scale) a word for each code, a base-32 digit for each slot."
-        " Weights stay under 2^(3 + octave) scales; rms: what theirs is near, in scales."
+        "Scale-indexed exponent sets, written by tools/design_bank.py. Keys are 2 * exponent field"
+        " + first mantissa bit of the FP16 scale; a table has a word for each code, a base-32 digit"
+        " for each slot. wide: table 0; tight: tables 1 to 15, by the scale's sign and last three"
+        " mantissa bits, or one for all negative scales; those of the last field, moved up, serve"
+        " larger scales too. Weights stay under 2^(3 + octave) scales; rms: what theirs is near."
     )
     banks = {
         name: {
             "levels": levels.values.tolist(),
             "octave": levels.octave,
             "rms": levels.scales,
-            "classes": classes,
+            "wide": tables.wide,
+            "tight": tables.tight,
         }
-        for name, (levels, classes) in sets.items()
+        for name, (levels, tables) in sets.items()
     }
     return json.dumps({"about": about, "level_sets": banks}, indent=1) + "\n"
 
@@ -483,11 +569,11 @@ def main() -> None:
         return
 
     sets = {
-        name: (levels, design_classes(levels)) for name, levels in design_level_sets(print).items()
+        name: (levels, design_tables(levels)) for name, levels in design_level_sets(print).items()
     }
     arguments.output.write_text(bank_text(sets), encoding="utf-8")
-    for name, (levels, classes) in sets.items():
-        print(f"{name}: {encoded_snr(bank_book(levels, classes), 64):.2f} dB")
+    for name, (levels, tables) in sets.items():
+        print(f"{name}: {encoded_snr(bank_book(levels, tables), 64):.2f} dB")
     if arguments.compare:
         for name, book in compared(arguments.compare):
             print(f"{arguments.compare.name} {name}: {encoded_snr(book, 64):.2f} dB")

@@ -54,7 +54,7 @@ function bookViews(book) {
   const most = used.reduce((best, entry) => entry[1] > best[1] ? entry : best, [0, 0]);
   const views = [element('h3', {}, `Code book \u201c${book.name}\u201d`), element('p', {},
     `A weight's draft is sign \u00d7 level \u00d7 the scale of its group. A code owns up to four exponents, and the other 12 bits say which of them it is. ${
-      book.scale_indexed ? `The leading bits of the scale choose one of 128 tables; the model's groups use ${used.length} of them.` : 'One table serves all groups.'}`)];
+      book.scale_indexed ? `Sign, exponent, first and last three mantissa bits of the scale choose one of 1,024 tables; the model's groups use ${used.length} of them.` : 'One table serves all groups.'}`)];
   const draw = (place) => host.replaceChildren(bookTable(book, book.tables[place]));
   if (book.scale_indexed) {
     const select = element('select', { id: 'book-table' }, ...used.map(([place, number]) =>
@@ -66,11 +66,11 @@ function bookViews(book) {
   return [...views, host];
 }
 
-/** Which scales a table serves: sign, exponent and first bit of the mantissa of an FP16 pattern. */
+/** Which scales a table serves: by sign, exponent, first and last three mantissa bits of an FP16 pattern. */
 function tableName(place) {
-  const exponent = ((place >> 1) & 31) - 15, from = (place & 1 ? 1.5 : 1);
-  const range = place >> 1 & 31 ? `${from} \u00b7 2^${exponent} to ${from + 0.5} \u00b7 2^${exponent}` : `subnormal, half ${place & 1}`;
-  return `${range}${place & 64 ? ', tight' : ', wide'}`;
+  const field = place >> 4 & 31, exponent = field - 15, half = place >> 3 & 1, from = half ? 1.5 : 1;
+  const range = field ? `${from} \u00b7 2^${exponent} to ${from + 0.5} \u00b7 2^${exponent}` : `subnormal, half ${half}`;
+  return `${range}, table ${place >> 9 << 3 | place & 7}`;
 }
 
 function bookTable(book, codes) {

@@ -9,13 +9,16 @@ from speqc.runtime.bsfp import NO_FIT_SCALE, decode, encode
 from speqc.runtime.codebook import (
     CODEBOOKS,
     LEVEL_SETS,
+    TABLES,
     UNUSED,
+    class_of,
     count_exponents,
     fit,
     format_table,
     load_codebook,
     parse_table,
     scale_class,
+    table_class,
 )
 from speqc.runtime.errors import SpeqcError
 
@@ -33,7 +36,7 @@ PAPER = {
     "111": [14, 15],
 }
 NAIVE = {f"{code:03b}": [2 * code, 2 * code + 1] for code in range(8)}
-TABLES = {"paper": PAPER, "naive": NAIVE}
+FIXED = {"paper": PAPER, "naive": NAIVE}
 
 
 def test_unknown_name_lists_the_known_ones():
@@ -44,7 +47,7 @@ def test_unknown_name_lists_the_known_ones():
 @pytest.mark.parametrize("name", CODEBOOKS)
 def test_lookup_tables_agree_with_the_exponents(name):
     book = load_codebook(name)
-    for index in range(128):
+    for index in range(1024):
         for code in range(8):
             owned = [int(e) for e in book.exponents[index, code] if e != UNUSED]
             assert len(set(owned)) == len(owned)
@@ -70,19 +73,38 @@ def test_group_sizes():
     }
 
 
-def test_sets_tables_hold_what_their_class_promises():
-    book = load_codebook("sets")
+@pytest.mark.parametrize("name", LEVEL_SETS)
+def test_sets_tables_hold_what_their_class_promises(name):
+    book = load_codebook("sets", name)
     for field in range(30):
-        wide = sum(1 << e for e in range(min(field + 4, 31)))
-        tight = sum(1 << e for e in range(max(0, field - 9), min(field + 3, 31)))
+        largest = field + book.octave
+        wide = sum(1 << e for e in range(min(largest + 4, 31)))
+        tight = sum(1 << e for e in range(max(0, largest - 11), largest + 3))
         for half in (0, 1):
-            assert book.held[2 * field + half] == wide
-            assert book.held[64 + 2 * field + half] == tight
+            held = [int(book.held[table_class(field, half, table)]) for table in range(TABLES)]
+            if field == 0:
+                assert held == [wide] * 8 + [tight] * 8
+            elif largest + 2 < 31:
+                assert held == [wide] + [tight] * 15
+            else:
+                assert held == [wide] * 16
 
 
-@pytest.mark.parametrize("index", [*range(60, 64), *range(124, 128)])
-def test_sets_has_the_bijection_for_the_largest_scales(index):
-    assert load_codebook("sets").exponents[index].reshape(-1).tolist() == list(range(32))
+def test_larger_scales_have_the_same_tight_tables_moved_up():
+    book = load_codebook("sets")
+    for half in (0, 1):
+        for table in range(1, TABLES):
+            for field in (13, 20, 28):
+                moved = book.exponents[table_class(12, half, table)].astype(int) + field - 12
+                assert np.array_equal(book.exponents[table_class(field, half, table)], moved)
+
+
+@pytest.mark.parametrize("field", [30, 31])
+def test_sets_has_the_bijection_for_the_largest_scales(field):
+    exponents = load_codebook("sets").exponents
+    for table in range(TABLES):
+        found = exponents[table_class(field, table & 1, table)]
+        assert found.reshape(-1).tolist() == list(range(32))
 
 
 def test_no_fit_scale_picks_a_bijection():
@@ -98,12 +120,15 @@ def test_sets_levels_ascend():
     assert levels[0] > 0
 
 
-def test_scale_class_is_sign_exponent_and_first_mantissa_bit():
-    scales = np.array([1.0, 1.499, 1.5, 2.0, -1.0], np.float16).view(np.uint16)
-    assert scale_class(scales).tolist() == [30, 30, 31, 32, 94]
+def test_scale_class_is_sign_exponent_and_first_and_last_mantissa_bits():
+    scales = np.array([1.0, 1.4990234375, 1.5, 2.0, -1.0], np.float16).view(np.uint16)
+    assert scale_class(scales).tolist() == [240, 247, 248, 256, 752]
+    assert [class_of(scale) for scale in scales] == [240, 247, 248, 256, 752]
+    assert table_class(15, 0, 7) == 247
+    assert table_class(15, 0, 8) == 752
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", FIXED)
 def test_fixed_books_reproduce_the_table_for_every_pattern(name):
     """F, R and the way back for the 32,768 patterns with e4 = 0, from the table as printed."""
     book = load_codebook(name)
@@ -111,7 +136,7 @@ def test_fixed_books_reproduce_the_table_for_every_pattern(name):
     patterns = patterns[patterns >> 14 & 1 == 0]
     assert patterns.size == 32768
     code_of, slot_of = {}, {}
-    for code, exponents in TABLES[name].items():
+    for code, exponents in FIXED[name].items():
         for slot, exponent in enumerate(exponents):
             code_of[exponent], slot_of[exponent] = int(code, 2), slot
     exponents = (patterns >> 10 & 31).tolist()
@@ -132,7 +157,7 @@ def test_fixed_levels_are_the_powers_of_two_that_the_nibbles_mean():
     assert load_codebook("paper").levels.tolist() == remapped
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", FIXED)
 def test_fixed_books_have_one_table_for_all_classes(name):
     book = load_codebook(name)
     assert not book.scale_indexed
@@ -232,14 +257,21 @@ def designed(design, bank):
 
 
 @pytest.mark.parametrize("name", LEVEL_SETS)
-@pytest.mark.parametrize(
-    ("kind", "field", "half"),
-    [("tight", 10, 0), ("tight", 9, 1), ("wide", 12, 1), ("wide", 10, 0), ("wide", 20, 0)],
-)
-def test_shipped_tables_are_what_the_script_designs(design, banks, name, kind, field, half):
-    bank, index = banks[name], design.class_index(kind, field, half)
-    levels = designed(design, bank)
-    assert design.design_class(kind, field, half, levels) == bank["classes"][str(index)]
+@pytest.mark.parametrize(("field", "half"), [(12, 1), (10, 0), (20, 0)])
+def test_shipped_wide_tables_are_what_the_script_designs(design, banks, name, field, half):
+    bank = banks[name]
+    found = design.wide_table(designed(design, bank), field, half)
+    assert found == bank["wide"][str(2 * field + half)]
+
+
+def test_shipped_tight_tables_are_what_the_script_designs(design, bank):
+    lowest = design.TIGHT_FIELDS[-2]
+    tables = design.tight_tables(designed(design, bank), 1, lowest)
+    assert list(tables) == [lowest + 1, lowest]
+    for field, own in tables.items():
+        fields = design.fields_of_class("tight", field)
+        texts = [design.table_text(fields, owners) for owners in own]
+        assert texts == bank["tight"][str(2 * field + 1)]
 
 
 def test_shipped_levels_are_where_the_script_settles(design, bank):
@@ -250,12 +282,14 @@ def test_shipped_levels_are_where_the_script_settles(design, bank):
 
 
 @pytest.mark.parametrize(("name", "bits"), [("m2", 2), ("m1", 1), ("pow2", 0)])
-def test_levels_on_a_grid_stay_on_it(design, banks, name, bits):
+def test_levels_on_a_grid_stay_on_it_and_have_no_better_neighbour(design, banks, name, bits):
     levels = designed(design, banks[name])
     assert np.array_equal(design.on_grid(levels.values, bits), levels.values)
+    assert np.sqrt(0.5) <= levels.rms <= np.sqrt(2)
+    least = design.error(levels)
     for other in design.neighbours(levels, bits):
         assert np.array_equal(design.on_grid(other.values, bits), other.values)
-        assert np.sqrt(0.5) <= other.rms <= np.sqrt(2)
+        assert design.error(other) > least - 1e-9
 
 
 def test_fp4_has_the_levels_of_ocp(banks):
@@ -271,11 +305,15 @@ def test_neighbours_of_numbers_on_a_grid(design):
 
 
 def test_shipped_file_is_what_the_script_writes(design, banks):
-    sets = {name: (designed(design, bank), bank["classes"]) for name, bank in banks.items()}
+    sets = {
+        name: (designed(design, bank), design.Tables(bank["wide"], bank["tight"]))
+        for name, bank in banks.items()
+    }
     assert design.bank_text(sets) == (ROOT / "runtime/bank_sets.json").read_text("utf-8")
     assert banks.keys() == LEVEL_SETS.keys()
     for bank in banks.values():
-        assert len(bank["classes"]) == 2 * 2 * len(design.DESIGNED_FIELDS)
+        assert len(bank["wide"]) == 2 * len(design.DESIGNED_FIELDS)
+        assert [len(tables) for tables in bank["tight"].values()] == 2 * ([1] + [TABLES - 1] * 12)
 
 
 def test_local_search_respects_capacity_and_beats_a_plain_spread(design, bank):

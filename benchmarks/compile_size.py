@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--codebooks", nargs="+", default=["paper", "sets"])
     parser.add_argument("--keep", action="store_true", help="keep the models, use those there are")
     options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
     for codebook in options.codebooks:
         rate = encoding_rate(options.folder, codebook)
         print(f"encoding alone, {codebook}: {rate:.0f} MB/s", flush=True)

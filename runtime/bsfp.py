@@ -18,13 +18,20 @@ from numpy.typing import NDArray
 from speqc.runtime.codebook import (
     CODES,
     EXPONENTS,
+    TABLES,
     UNUSED,
     CodeBook,
     class_of,
     scale_class,
 )
 from speqc.runtime.errors import SpeqcError
-from speqc.runtime.table_choice import LAST_BITS, best_table, table_errors, with_table
+from speqc.runtime.table_choice import (
+    LAST_BITS,
+    best_table,
+    held_exponents,
+    table_errors,
+    with_table,
+)
 
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 
@@ -136,7 +143,7 @@ def encode_block(
             np.float32(1 / book.rms),
             book.allowed,
             book.slots,
-            book.held,
+            held_exponents(book),
             table_errors(book),
             *out,
         )
@@ -441,6 +448,7 @@ def _encode_searched(
     fields = np.empty((min(size, bits.shape[0]), width), np.uint8)
     counts = np.empty((width, EXPONENTS), np.int64)
     tables = np.empty((width, 2 * EXPONENTS), np.int8)
+    totals = np.empty(TABLES, np.int64)
     needed = np.empty(width, np.uint32)
     peak = np.empty(width, np.uint16)
     rms = np.empty(width, np.float32)
@@ -475,12 +483,13 @@ def _encode_searched(
                     kind = pattern[n] >> 9
                     if tables[n, kind] < 0:
                         tables[n, kind] = best_table(
-                            pattern[n], needed[n], counts[n], held, expected
+                            pattern[n], needed[n], counts[n], held, expected, totals
                         )
                     pattern[n] = with_table(pattern[n], tables[n, kind])
                 _score(unpacked, pattern, levels, allowed, error, product, square)
                 for n in range(width):
-                    if error[n] < least[n] and held[class_of(pattern[n])] & needed[n] == needed[n]:
+                    holds = held[pattern[n] >> 9 & 63, tables[n, pattern[n] >> 9 & 63]] & needed[n]
+                    if error[n] < least[n] and holds == needed[n]:
                         least[n] = error[n]
                         best[n] = pattern[n]
                     trial[n] = product[n] / square[n] if square[n] > 0 else trial[n]

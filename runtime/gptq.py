@@ -34,7 +34,13 @@ from speqc.runtime.column_errors import ColumnErrors, Sweep, in_blocks, solve
 from speqc.runtime.likely_columns import LikelyColumns, improve_judged
 from speqc.runtime.likely_tokens import LikelyRows
 from speqc.runtime.moments import Metric
-from speqc.runtime.table_choice import LAST_BITS, best_table, table_errors, with_table
+from speqc.runtime.table_choice import (
+    LAST_BITS,
+    best_table,
+    held_exponents,
+    table_errors,
+    with_table,
+)
 
 _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
 
@@ -282,7 +288,7 @@ class _Panel:
                 self.codes,
                 self.size,
                 self.book.allowed,
-                self.book.held,
+                held_exponents(self.book),
                 table_errors(self.book),
                 keep_codes,
                 self.patterns,
@@ -324,6 +330,7 @@ def _move_scales(wanted, fields, codes, size, allowed, held, expected, keep_code
     serves. Scales that would not be positive stay.
     """
     counts = np.empty(EXPONENTS, np.int64)
+    totals = np.empty(TABLES, np.int64)
     for group in range(wanted.shape[0]):
         rows = slice(group * size, (group + 1) * size)
         for n in range(wanted.shape[1]):
@@ -336,7 +343,7 @@ def _move_scales(wanted, fields, codes, size, allowed, held, expected, keep_code
                 )
             else:
                 found = _table_with_exponents(
-                    wanted[group, n], fields[rows, n], counts, held, expected
+                    wanted[group, n], fields[rows, n], counts, held, expected, totals
                 )
             patterns[group, n] = found if found else _nearest_of_class(wanted[group, n], old)
 
@@ -357,15 +364,16 @@ def _table_with_codes(wanted, old, fields, codes, allowed):
 
 
 @_jit
-def _table_with_exponents(wanted, fields, counts, held, expected):
+def _table_with_exponents(wanted, fields, counts, held, expected, totals):
     """The wanted scale with the best table that has these exponents; or 0."""
     counts[:] = 0
     needed = np.uint32(0)
     for field in fields:
         counts[field] += 1
         needed |= np.uint32(1) << np.uint32(field)
-    found = with_table(wanted, best_table(wanted, needed, counts, held, expected))
-    return found if held[class_of(found)] & needed == needed else np.uint16(0)
+    table = best_table(wanted, needed, counts, held, expected, totals)
+    holds = held[np.int64(wanted) >> 9, table] & needed == needed
+    return with_table(wanted, table) if holds else np.uint16(0)
 
 
 @_jit

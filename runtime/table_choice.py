@@ -12,14 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from speqc.runtime.codebook import (
-    CLASSES,
     CODES,
     EXPONENTS,
     TABLE_BITS,
     TABLES,
     CodeBook,
-    class_of,
-    table_class,
 )
 
 MISS = 0.1
@@ -72,8 +69,9 @@ def missed_errors(
         np.minimum(
             nearest[subset - lowest], distances[lowest.bit_length() - 1], out=nearest[subset]
         )
-    windows = np.lib.stride_tricks.sliding_window_view(nearest[1:], len(shares), axis=1)
-    expected = windows @ (shares / shares.sum())
+    expected = np.zeros((_SUBSETS - 1, places))
+    for first, share in enumerate(shares / shares.sum()):
+        expected += share * nearest[1:, first : first + places]
     left = (points / _STEP).astype(np.int64)
     part = points / _STEP - left
     found = np.full((_SUBSETS, len(points)), np.inf)
@@ -81,13 +79,18 @@ def missed_errors(
     return found
 
 
+def held_exponents(book: CodeBook) -> NDArray[np.uint32]:
+    """uint32[64, 16]: bit e is set where a table, by the scale's field and first bit, has e."""
+    return _by_kind(book.held)
+
+
 @cache
 def table_errors(book: CodeBook) -> NDArray[np.int64]:
-    """int64[1024, 32]: expected squared error of a weight with this exponent in a group's table.
+    """int64[64, 32, 16]: expected squared error of a weight with this exponent in each table.
 
-    In 2^-16 squared scales, for each class and exponent field; large where the table lacks it.
-    Weights are taken to be spread evenly over the logarithms of an octave, and scales over those
-    of a class.
+    In 2^-16 squared scales, by the scale's exponent field and first mantissa bit; large where the
+    table lacks the exponent. Weights are taken to be spread evenly over the logarithms of an
+    octave, and scales over those of a half octave.
     """
     octaves = np.arange(_LOWEST, 4 + book.octave)
     spread = (np.arange(_POINTS) + 0.5) / _POINTS
@@ -98,16 +101,25 @@ def table_errors(book: CodeBook) -> NDArray[np.int64]:
     expected = missed_errors(points, book.levels.astype(np.float64), book.rms)
     expected = expected.reshape(_SUBSETS, *logs.shape).mean(axis=(3, 4))
     expected = np.minimum(expected * _UNIT, _WORST)
+    allowed = _by_kind(book.allowed)
     exponents = np.arange(EXPONENTS)
-    errors = np.empty((CLASSES, EXPONENTS), np.int64)
+    errors = np.empty((2 * EXPONENTS, EXPONENTS, TABLES), np.int64)
     for field in range(EXPONENTS):
         places = np.clip(exponents - field - _LOWEST, 0, len(octaves) - 1)
         for half in range(2):
-            for table in range(TABLES):
-                index = table_class(field, half, table)
-                errors[index] = np.rint(expected[book.allowed[index], half, places])
+            kind = 2 * field + half
+            found = expected[allowed[kind], half, places]
+            errors[kind] = np.rint(found).T
     errors.flags.writeable = False
     return errors
+
+
+def _by_kind(values: NDArray) -> NDArray:
+    """What belongs to classes, [1024, ...], by the scale's field and first bit: [64, 16, ...]."""
+    signs = values.reshape(2, 2 * EXPONENTS, TABLES // 2, *values.shape[1:])
+    return np.ascontiguousarray(np.moveaxis(signs, 0, 1)).reshape(
+        2 * EXPONENTS, TABLES, *values.shape[1:]
+    )
 
 
 @_jit
@@ -121,21 +133,22 @@ def with_table(pattern, table):
 
 
 @_jit
-def best_table(pattern, needed, counts, held, expected):
+def best_table(pattern, needed, counts, held, expected, totals):
     """Which of a scale's tables is expected to have the least error, of those that hold its group.
 
     `counts` int64[32] has the number of weights with each exponent, and bit e of `needed` says
-    whether there are any. It is table 0 where none holds them.
+    whether there are any; `held` and `expected` are those of the book, and `totals` int64[16] is
+    room to work in. It is table 0 where none holds them.
     """
-    best = 0
-    least = np.int64(-1)
+    kind = np.int64(pattern & np.uint16(0x7FFF)) >> 9
+    totals[:] = 0
+    for exponent in range(EXPONENTS):
+        if counts[exponent]:
+            for table in range(TABLES):
+                totals[table] += counts[exponent] * expected[kind, exponent, table]
+    best = -1
     for table in range(TABLES):
-        index = class_of(with_table(pattern, table))
-        if held[index] & needed == needed:
-            total = np.int64(0)
-            for exponent in range(EXPONENTS):
-                total += counts[exponent] * expected[index, exponent]
-            if least < 0 or total < least:
-                least = total
-                best = table
-    return best
+        holds = held[kind, table] & needed == needed
+        if holds and (best < 0 or totals[table] < totals[best]):
+            best = table
+    return max(best, 0)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from speqc.runtime.codebook import LEVEL_SETS, load_codebook, table_class
-from speqc.runtime.table_choice import MISS, missed_errors, table_errors
+from speqc.runtime.table_choice import MISS, held_exponents, missed_errors, table_errors, with_table
 
 LEVELS = load_codebook("sets").levels.astype(np.float64)
 
@@ -36,18 +36,40 @@ def test_table_errors_are_those_of_weights_with_an_exponent(name):
     book = load_codebook("sets", name)
     random = np.random.default_rng(1)
     field, half, table = 8, 1, 5
-    index = table_class(field, half, table)
+    index, kind = table_class(field, half, table), 2 * field + half
     scales = 2.0 ** random.uniform(np.log2(1.5), 1, 4000)
     for exponent in (0, 4, 7, 8, 9, 10):
         weights = 2.0 ** (exponent - field + random.random(4000)) / scales
         levels = book.levels.astype(np.float64)
         expected = missed_errors(weights, levels, book.rms)[book.allowed[index, exponent]].mean()
-        assert table_errors(book)[index, exponent] / 2**16 == pytest.approx(expected, rel=0.05)
+        found = table_errors(book)[kind, exponent, table] / 2**16
+        assert found == pytest.approx(expected, rel=0.05)
 
 
 def test_what_a_table_lacks_costs_more_than_anything_it_has():
     book = load_codebook("sets")
     errors = table_errors(book)
-    assert errors.shape == (1024, 32)
-    lacking = book.allowed == 0
+    assert errors.shape == (64, 32, 16)
+    bits = held_exponents(book)[:, None] >> np.arange(32, dtype=np.uint32)[:, None] & 1
+    lacking = bits == 0
     assert errors[lacking].min() == errors.max() == 64 * 2**16
+
+
+def test_held_exponents_are_those_of_the_classes():
+    book = load_codebook("sets", "fp4")
+    held = held_exponents(book)
+    for kind in (0, 1, 17, 40, 63):
+        for table in range(16):
+            assert held[kind, table] == book.held[table_class(kind >> 1, kind & 1, table)]
+
+
+@pytest.mark.parametrize("table", range(16))
+def test_a_scale_with_another_table_is_next_to_it(table):
+    for pattern in (0x0001, 0x03FF, 0x0400, 0x2345, 0x7BFF):
+        found = int(with_table(np.uint16(pattern), table))
+        assert found >> 15 == table >> 3
+        if pattern < 0x0400:
+            assert found & 0x7FFF == pattern
+        else:
+            assert found & 7 == table & 7
+            assert found & 0x7FF8 == pattern & 0x7FF8

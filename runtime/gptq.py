@@ -323,11 +323,10 @@ class _Panel:
 
 @_jit
 def _move_scales(wanted, fields, codes, size, allowed, held, expected, keep_codes, patterns):
-    """Set scales to those wanted, or to the nearest of their class that serves their group.
+    """Set scales to those wanted, or to the end of their class on that side, which always serves.
 
     With `keep_codes` the table stays if it can, or another one that has the codes serves; else the
-    one of least expected error that has the exponents. If none does, the end of the old class
-    serves. Scales that would not be positive stay.
+    one of least expected error that has the exponents. Scales that would not be positive stay.
     """
     counts = np.empty(EXPONENTS, np.int64)
     totals = np.empty(TABLES, np.int64)
@@ -351,13 +350,16 @@ def _move_scales(wanted, fields, codes, size, allowed, held, expected, keep_code
 @_jit
 def _table_with_codes(wanted, old, fields, codes, allowed):
     """The wanted scale with a table that has these codes, that of the old one first; or 0."""
-    used = np.int64(old) >> 15 << TABLE_BITS | np.int64(old & LAST_BITS)
+    last = LAST_BITS if old & 0x7FFF >= 0x0400 else np.uint16(0)
+    used = np.int64(old) >> 15 << TABLE_BITS | np.int64(old & last)
     for turn in range(TABLES):
         found = with_table(wanted, used ^ turn)
         owners = allowed[class_of(found)]
         serves = True
         for k in range(fields.size):
-            serves = serves and owners[fields[k]] >> codes[k] & 1 != 0
+            if owners[fields[k]] >> codes[k] & 1 == 0:
+                serves = False
+                break
         if serves:
             return found
     return np.uint16(0)
@@ -378,7 +380,10 @@ def _table_with_exponents(wanted, fields, counts, held, expected, totals):
 
 @_jit
 def _nearest_of_class(wanted, old):
-    """The scale that is nearest to the wanted one of those that pick the old one's table."""
+    """The first or last scale with the old one's table and half octave, whichever is on that side.
+
+    The wanted one itself, but for its last bits, where it is one of them.
+    """
     last = LAST_BITS if old & 0x7FFF >= 0x0400 else np.uint16(0)
     first = old & (np.uint16(0xFE00) | last)
     return min(

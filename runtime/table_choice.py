@@ -5,6 +5,7 @@ differ in the codes that an exponent may take. Which one suits a group depends o
 weights have each exponent, and the sum of these expected errors tells well enough.
 """
 
+import threading
 from functools import cache
 
 import numba
@@ -84,14 +85,24 @@ def held_exponents(book: CodeBook) -> NDArray[np.uint32]:
     return _by_kind(book.held)
 
 
-@cache
 def table_errors(book: CodeBook) -> NDArray[np.int64]:
     """int64[64, 32, 16]: expected squared error of a weight with this exponent in each table.
 
     In 2^-16 squared scales, by the scale's exponent field and first mantissa bit; large where the
     table lacks the exponent. Weights are taken to be spread evenly over the logarithms of an
-    octave, and scales over those of a half octave.
+    octave, and scales over those of a half octave. Those with exponent field 0, zeros among them,
+    count as the largest that it has.
     """
+    with _lock:
+        return _table_errors(book)
+
+
+_lock = threading.Lock()
+"""Threads that encode ask for the same errors at once; one finds them."""
+
+
+@cache
+def _table_errors(book: CodeBook) -> NDArray[np.int64]:
     octaves = np.arange(_LOWEST, 4 + book.octave)
     spread = (np.arange(_POINTS) + 0.5) / _POINTS
     shares = (np.arange(_MANTISSAS) + 0.5) / _MANTISSAS
@@ -124,7 +135,10 @@ def _by_kind(values: NDArray) -> NDArray:
 
 @_jit
 def with_table(pattern, table):
-    """The scale next to this one that picks a table; a subnormal one has no bits but its sign."""
+    """The scale with the bits that pick a table in place of its own: moved by less than 8 units.
+
+    A subnormal one has no bits to spare but its sign.
+    """
     sign = np.uint16(table >> TABLE_BITS << 15)
     magnitude = pattern & np.uint16(0x7FFF)
     if magnitude < 0x0400:

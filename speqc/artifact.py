@@ -30,7 +30,7 @@ from speqc.weight_writer import Calibration, write_weights
 
 FORMAT = "speqc artifact"
 VERSION = 3
-"""2: weights in four planes of nibbles; 1 had two, F and R."""
+"""3: 1,024 classes of scales, not 128; 2: weights in four planes of nibbles; 1 had F and R."""
 PROGRAM, WEIGHTS, TOKENIZER, MANIFEST = (
     "program.mlir",
     "weights.safetensors",

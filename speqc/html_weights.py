@@ -36,7 +36,7 @@ def _groups(file: WeightFile, weights: Iterable[WeightOp]) -> list[int]:
 
 
 def _book(book: CodeBook, groups: list[int]) -> Fields:
-    """A code book; of a table that does not depend on the scale, the one table."""
+    """A code book, with the tables that are in use; empty lists stand for the others."""
     tables = range(CLASSES) if book.scale_indexed else range(1)
     return {
         "name": book.name,
@@ -45,6 +45,8 @@ def _book(book: CodeBook, groups: list[int]) -> Fields:
         "groups": groups if book.scale_indexed else [sum(groups)],
         "tables": [
             [[int(e) for e in code if e != UNUSED] for code in book.exponents[table]]
+            if groups[table] or not book.scale_indexed
+            else []
             for table in tables
         ],
     }

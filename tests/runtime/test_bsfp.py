@@ -195,7 +195,7 @@ def test_search_finds_the_best_candidate(scale, weighted):
     found = np.sum(importance[:, None] * (weights - draft(encoded, SETS)) ** 2, axis=0)
     best = np.array([best_error(column, importance) for column in weights.T])
     ratios = np.sort(found / best)
-    # Where float32 rounds a scale to another half octave, other tables serve.
+    # At an edge of half octaves float32 may round a scale to the other side, with other tables.
     assert np.all(ratios[:-1] <= 1 + 1e-3)
     assert ratios[-1] <= 1.05
 
@@ -268,7 +268,7 @@ def test_all_tables_are_used():
 
 
 def test_zeros_are_drafted_small_where_they_are_common():
-    """Weights on a symmetric 4-bit grid: the wide table must not park zero at a large level."""
+    """Weights on a symmetric 4-bit grid: the table must not park zero at a large level."""
     weights = values(gaussian(1024, 64, scale=0.06))
     step = np.abs(weights).reshape(32, 32, 64).max(axis=1).repeat(32, axis=0) / 7
     grid = (np.round(weights / step) * step).astype(np.float16)

@@ -47,7 +47,8 @@ def test_unknown_name_lists_the_known_ones():
 @pytest.mark.parametrize("name", CODEBOOKS)
 def test_lookup_tables_agree_with_the_exponents(name):
     book = load_codebook(name)
-    for index in range(1024):
+    _, indices = np.unique(book.exponents, axis=0, return_index=True)
+    for index in [*indices[:200].tolist(), 0, 1023]:
         for code in range(8):
             owned = [int(e) for e in book.exponents[index, code] if e != UNUSED]
             assert len(set(owned)) == len(owned)
@@ -264,14 +265,15 @@ def test_shipped_wide_tables_are_what_the_script_designs(design, banks, name, fi
     assert found == bank["wide"][str(2 * field + half)]
 
 
-def test_shipped_tight_tables_are_what_the_script_designs(design, bank):
-    lowest = design.TIGHT_FIELDS[-2]
+@pytest.mark.parametrize("name", ["free", "fp4"])
+def test_shipped_tight_tables_are_what_the_script_designs(design, banks, name):
+    bank, lowest = banks[name], design.TIGHT_FIELDS[-2]
     tables = design.tight_tables(designed(design, bank), 1, lowest)
     assert list(tables) == [lowest + 1, lowest]
     for field, own in tables.items():
         fields = design.fields_of_class("tight", field)
         texts = [design.table_text(fields, owners) for owners in own]
-        assert texts == bank["tight"][str(2 * field + 1)]
+        assert texts == bank["tight"][str(2 * (field - bank["octave"]) + 1)]
 
 
 def test_shipped_levels_are_where_the_script_settles(design, bank):

@@ -4,10 +4,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_codebook import counted_exponents
 
+from speqc.runtime import gptq
 from speqc.runtime.bsfp import Encoded, decode, draft_values, encode
-from speqc.runtime.codebook import LEVEL_SETS, fit, load_codebook
+from speqc.runtime.codebook import LEVEL_SETS, class_of, fit, load_codebook, scale_class
 from speqc.runtime.gptq import choose, choose_block
 from speqc.runtime.moments import Metric, Moments, metric
+from speqc.runtime.table_choice import with_table
 
 SETS = load_codebook("sets")
 SPECIAL = st.sampled_from([0x7C00, 0xFC00, 0x7E00, 0x7C01, 0xFFFF])
@@ -162,3 +164,48 @@ def test_an_input_that_is_never_on_costs_nothing():
     bits = gaussian(k, 5)
     chosen = choose(bits, SETS, 32, 0, found)
     assert np.array_equal(decode(chosen.encoded, SETS), bits)
+
+
+@pytest.mark.parametrize("old", [0x0001, 0x83FF, 0x0400, 0x8405, 0x2345, 0xA5FB, 0x7800, 0x7BFF])
+def test_scales_that_no_table_serves_stop_at_the_end_of_their_class(old):
+    members = np.flatnonzero(scale_class(np.arange(65536, dtype=np.uint16)) == class_of(old))
+    if old & 0x7C00 == 0:
+        members = np.arange(max(old & 0xFE00, 1), (old & 0xFE00) + 0x200)
+    for magnitude in [*range(1, 0x7C00, 97), old & 0x7FFF]:
+        wanted = magnitude | (old & 0x8000)
+        found = int(gptq._nearest_of_class(np.uint16(magnitude), np.uint16(old)))
+        nearest = members[np.abs(members - wanted).argmin()]
+        assert found in members
+        assert abs(found - nearest) <= 8
+
+
+def test_a_table_that_has_the_codes_is_found_if_there_is_one():
+    book = load_codebook("sets")
+    random = np.random.default_rng(0)
+    kept = moved = 0
+    for _ in range(400):
+        old, wanted = (random.integers(0x1C00, 0x2400, 2) | random.integers(0, 2, 2) << 15).tolist()
+        fields = random.integers(4, 9, 6)
+        owners = book.allowed[class_of(old), fields]
+        codes = np.array(
+            [[c for c in range(8) if owned >> c & 1][-1] for owned in owners], np.uint8
+        )
+        wanted &= 0x7FFF
+        found = int(
+            gptq._table_with_codes(
+                np.uint16(wanted), np.uint16(old), fields.astype(np.uint8), codes, book.allowed
+            )
+        )
+        serves = [
+            np.all(book.allowed[class_of(with_table(np.uint16(wanted), t)), fields] >> codes & 1)
+            for t in range(16)
+        ]
+        assert (found != 0) == any(serves)
+        if found:
+            table = found >> 15 << 3 | found & 7
+            used = old >> 15 << 3 | old & 7
+            assert serves[table]
+            assert table == used or not serves[used]
+            kept, moved = kept + (table == used), moved + (table != used)
+    assert kept > 20
+    assert moved > 20

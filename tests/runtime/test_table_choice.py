@@ -46,7 +46,7 @@ def test_table_errors_are_those_of_weights_with_an_exponent(name):
         assert found == pytest.approx(expected, rel=0.05)
 
 
-def test_what_a_table_lacks_costs_more_than_anything_it_has():
+def test_what_a_table_lacks_costs_at_least_as_much_as_anything_it_has():
     book = load_codebook("sets")
     errors = table_errors(book)
     assert errors.shape == (64, 32, 16)

@@ -142,7 +142,7 @@ def test_files_that_are_no_folder_are_refused(model, tmp_path):
 
 def test_another_version_is_refused(copy):
     with_manifest(copy, lambda manifest: manifest.update(version=1))
-    expect_refusal(copy, "format version 1, this speqc reads version 2: compile the model again")
+    expect_refusal(copy, "format version 1, this speqc reads version 3: compile the model again")
 
 
 @pytest.mark.parametrize(

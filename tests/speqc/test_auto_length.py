@@ -127,8 +127,12 @@ def test_length_for_a_run(timer: ProgramTimer, tmp_path: Path) -> None:
 def test_run_takes_the_setting_that_is_fastest_here(
     kjv: Path, invoke: Invoke, measured: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "run.json"
-    arguments = ["run", kjv, "--prompt", PROMPT, "-n", 24, "--measured", measured]
+    out, report = tmp_path / "run.json", tmp_path / "eval.json"
+    # What was best on the target that was measured does not count.
+    content = json.loads(measured.read_text("utf-8"))
+    content["best"] = min(content["settings"], key=lambda entry: entry["speedup"]["value"])
+    report.write_text(json.dumps(content), encoding="utf-8")
+    arguments = ["run", kjv, "--prompt", PROMPT, "-n", 24, "--measured", report]
     arguments += ["--draft-length", "auto", "--json", out]
     result = invoke(*arguments, "--check")
     assert result.exit_code == 0, result.stderr
@@ -144,8 +148,7 @@ def test_run_takes_the_setting_that_is_fastest_here(
     speedups = {entry.policy: entry.speedup(timer, past) for entry in settings}
     assert speedups[Policy(length, threshold)] == max(speedups.values())
     assert fields["expected_decode_speedup"] == max(speedups.values())
-    # The target that was measured on drafts at a quarter of the speed: it had another best.
-    best = json.loads(measured.read_text("utf-8"))["best"]
+    best = content["best"]
     assert (best["draft_length"], best["exit_threshold"]) != (length, threshold)
     narrowed = invoke(*arguments, "--exit-threshold", "0.6")
     assert narrowed.exit_code == 0, narrowed.stderr

@@ -14,6 +14,7 @@ from speqc.recording import compare_rows
 from speqc.runtime.bsfp import for_each
 from speqc.runtime.lockstep import Branch, Lockstep
 from speqc.runtime.machine import Machine
+from speqc.runtime.self_text import write_text
 from speqc.runtime.weights import Weight, WeightFile
 
 TEXTS = 32
@@ -24,6 +25,13 @@ POSITIONS = 8
 
 PREFIX = 48
 """Tokens in front of them, at most, in text that is read."""
+
+AHEAD = 32
+"""Tokens that are drawn behind a prompt before positions are measured: text that was calibrated on
+began with the same prompts, and its draft flatters positions right behind them."""
+
+SEED = 1
+"""Of these draws: text that was calibrated on has another."""
 
 BLOCK = 4
 """Positions that are drafted one behind the other, as in a round that has accepted all so far."""
@@ -68,7 +76,7 @@ class Positions:
         text: CalibrationText,
         stop_tokens: frozenset[int],
     ):
-        """Run the full model over the text, or have it continue prompts greedily."""
+        """Run the full model over the text, or have it continue prompts, at last greedily."""
         self._file = file
         self._machine = Machine(program, file)
         self._lockstep = Lockstep(self._machine)
@@ -127,7 +135,12 @@ class Positions:
     def _write(
         self, prompts: Sequence[Sequence[int]], length: int, stop_tokens: frozenset[int]
     ) -> list[_Text]:
-        prompts = [prompt[: max(1, length - POSITIONS)] for prompt in prompts]
+        longest = max(2, length - POSITIONS)
+        prompts = [prompt[: longest - 1] for prompt in prompts]
+        tokens = sum(map(len, prompts)) + AHEAD * len(prompts)
+        prompts = write_text(
+            self._lockstep, prompts, tokens, longest, seed=SEED, stop_tokens=stop_tokens
+        )
         found = [_Text(self._lockstep.branch(), [], []) for _ in prompts]
         heads = [prompt[:-1] for prompt in prompts]
         self._lockstep.prefill([text.branch for text in found], heads)

@@ -137,9 +137,9 @@ class Positions:
     ) -> list[_Text]:
         longest = max(2, length - POSITIONS)
         prompts = [prompt[: longest - 1] for prompt in prompts]
-        tokens = sum(map(len, prompts)) + AHEAD * len(prompts)
-        prompts = write_text(
-            self._lockstep, prompts, tokens, longest, seed=SEED, stop_tokens=stop_tokens
+        tokens = TEXTS * (AHEAD + sum(map(len, prompts)) // len(prompts))
+        prompts = _spread(
+            write_text(self._lockstep, prompts, tokens, longest, seed=SEED, stop_tokens=stop_tokens)
         )
         found = [_Text(self._lockstep.branch(), [], []) for _ in prompts]
         heads = [prompt[:-1] for prompt in prompts]

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from speqc import draft_distance
 from speqc.artifact import load_artifact
 from speqc.calibration_text import CalibrationText
 from speqc.cli import main
 from speqc.compile import CompileOptions, compile_model, lower
 from speqc.dialects.speq import DRAFT, View
 from speqc.draft_bits import draft_bits_per_weight, draft_views
-from speqc.draft_distance import POSITIONS, PREFIX, Positions
+from speqc.draft_distance import AHEAD, POSITIONS, PREFIX, Positions
 from speqc.model_folder import ModelFolder
 from speqc.passes.choose_views import assign_views, parse_views, split_places
 from speqc.passes.form_draft_verify import find_function
@@ -195,6 +196,25 @@ def test_a_draft_in_full_is_at_no_distance(kjv: Path):
     # The same again: measuring leaves the caches as they were.
     assert distance(View.DRAFT) == far
     assert 0 < near.kl < 0.05 * far.kl
+
+
+def test_positions_lie_behind_text_that_was_not_calibrated_on(kjv: Path):
+    """Right behind the prompts a calibrated draft is nearer than elsewhere."""
+    artifact = load_artifact(kjv)
+    prompts = [[5, 9, 6], [7, 11]]
+    text = CalibrationText("self", prompts, True, 256, 1000)
+    positions = Positions(artifact.program, WeightFile(artifact.weights), text, frozenset())
+    assert len(positions) == draft_distance.TEXTS * POSITIONS
+    lengths = [block.branch.length for block in positions._blocks]
+    assert np.mean(np.array(lengths) >= AHEAD) > 0.9
+
+
+@pytest.mark.parametrize("length", [1, 2, 9, 12])
+def test_positions_need_no_room_for_more(length: int, kjv: Path):
+    artifact = load_artifact(kjv)
+    text = CalibrationText("self", [[5, 9, 6], [7]], True, length, 1000)
+    positions = Positions(artifact.program, WeightFile(artifact.weights), text, frozenset())
+    assert len(positions) == draft_distance.TEXTS * POSITIONS
 
 
 @pytest.mark.parametrize(

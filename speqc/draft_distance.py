@@ -14,7 +14,7 @@ from speqc.recording import compare_rows
 from speqc.runtime.bsfp import for_each
 from speqc.runtime.lockstep import Branch, Lockstep
 from speqc.runtime.machine import Machine
-from speqc.runtime.self_text import write_text
+from speqc.runtime.self_text import AT_ONCE, write_text
 from speqc.runtime.weights import Weight, WeightFile
 
 TEXTS = 32
@@ -137,7 +137,7 @@ class Positions:
     ) -> list[_Text]:
         longest = max(2, length - POSITIONS)
         prompts = [prompt[: longest - 1] for prompt in prompts]
-        tokens = TEXTS * (AHEAD + sum(map(len, prompts)) // len(prompts))
+        tokens = AT_ONCE * (AHEAD + sum(map(len, prompts)) // len(prompts))
         prompts = _spread(
             write_text(self._lockstep, prompts, tokens, longest, seed=SEED, stop_tokens=stop_tokens)
         )

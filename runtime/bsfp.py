@@ -488,8 +488,8 @@ def _encode_searched(
                     pattern[n] = with_table(pattern[n], tables[n, kind])
                 _score(unpacked, pattern, levels, allowed, error, product, square)
                 for n in range(width):
-                    holds = held[pattern[n] >> 9 & 63, tables[n, pattern[n] >> 9 & 63]] & needed[n]
-                    if error[n] < least[n] and holds == needed[n]:
+                    kind = pattern[n] >> 9 & 63
+                    if error[n] < least[n] and held[kind, tables[n, kind]] & needed[n] == needed[n]:
                         least[n] = error[n]
                         best[n] = pattern[n]
                     trial[n] = product[n] / square[n] if square[n] > 0 else trial[n]

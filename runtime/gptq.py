@@ -24,7 +24,6 @@ from speqc.runtime.bsfp import (
 )
 from speqc.runtime.codebook import (
     EXPONENTS,
-    TABLE_BITS,
     TABLES,
     CodeBook,
     class_of,
@@ -35,10 +34,10 @@ from speqc.runtime.likely_columns import LikelyColumns, improve_judged
 from speqc.runtime.likely_tokens import LikelyRows
 from speqc.runtime.moments import Metric
 from speqc.runtime.table_choice import (
-    LAST_BITS,
     best_table,
     held_exponents,
     table_errors,
+    table_of,
     with_table,
 )
 
@@ -350,8 +349,7 @@ def _move_scales(wanted, fields, codes, size, allowed, held, expected, keep_code
 @_jit
 def _table_with_codes(wanted, old, fields, codes, allowed):
     """The wanted scale with a table that has these codes, that of the old one first; or 0."""
-    last = LAST_BITS if old & 0x7FFF >= 0x0400 else np.uint16(0)
-    used = np.int64(old) >> 15 << TABLE_BITS | np.int64(old & last)
+    used = table_of(old)
     for turn in range(TABLES):
         found = with_table(wanted, used ^ turn)
         owners = allowed[class_of(found)]
@@ -384,12 +382,10 @@ def _nearest_of_class(wanted, old):
 
     The wanted one itself, but for its last bits, where it is one of them.
     """
-    last = LAST_BITS if old & 0x7FFF >= 0x0400 else np.uint16(0)
-    first = old & (np.uint16(0xFE00) | last)
-    return min(
-        max(with_table(wanted, old >> 15 << TABLE_BITS | old & last), first),
-        first | (np.uint16(0x01FF) & ~last),
-    )
+    table = table_of(old)
+    first = with_table(old & np.uint16(0xFE00), table)
+    stop = with_table(old | np.uint16(0x01FF), table)
+    return min(max(with_table(wanted, table), first), stop)
 
 
 @_jit

@@ -12,13 +12,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from speqc.runtime.codebook import (
-    CODES,
-    EXPONENTS,
-    TABLE_BITS,
-    TABLES,
-    CodeBook,
-)
+from speqc.runtime.codebook import CODES, EXPONENTS, TABLE_BITS, TABLES, CodeBook
 
 MISS = 0.1
 """Calibration aims beside the weights: the standard deviation of by how much, in their rms.
@@ -80,6 +74,7 @@ def missed_errors(
     return found
 
 
+@cache
 def held_exponents(book: CodeBook) -> NDArray[np.uint32]:
     """uint32[64, 16]: bit e is set where a table, by the scale's field and first bit, has e."""
     return _by_kind(book.held)
@@ -144,6 +139,13 @@ def with_table(pattern, table):
     if magnitude < 0x0400:
         return magnitude | sign
     return magnitude & ~LAST_BITS | sign | np.uint16(table) & LAST_BITS
+
+
+@_jit
+def table_of(pattern):
+    """Which of its tables a scale picks; of a subnormal one only the sign counts."""
+    last = pattern & LAST_BITS if pattern & 0x7FFF >= 0x0400 else np.uint16(0)
+    return np.int64(pattern) >> 15 << TABLE_BITS | np.int64(last)
 
 
 @_jit

@@ -389,11 +389,11 @@ def wide_table(levels: Levels, field: int, half: int) -> str:
     return table_text(fields, design_table(class_costs(costs, fields, field + levels.octave)))
 
 
-def wide_tables(levels: Levels, designed: range = DESIGNED_FIELDS) -> dict[str, str]:
-    """`wide_table` of the classes of these fields."""
+def wide_tables(levels: Levels) -> dict[str, str]:
+    """`wide_table` of all designed classes."""
     return {
         str(2 * field + half): wide_table(levels, field, half)
-        for field in designed
+        for field in DESIGNED_FIELDS
         for half in range(len(HALVES))
     }
 
@@ -478,8 +478,8 @@ def table_text(fields: range, owners: IntArray) -> str:
     )
 
 
-def design_tables(levels: Levels, designed: range = DESIGNED_FIELDS) -> Tables:
-    """The tight tables of a level set, and the wide ones of these fields."""
+def design_tables(levels: Levels) -> Tables:
+    """All tables of a level set."""
     tight: dict[str, list[str]] = {}
     for half in range(len(HALVES)):
         tables = tight_tables(levels, half)
@@ -489,7 +489,7 @@ def design_tables(levels: Levels, designed: range = DESIGNED_FIELDS) -> Tables:
             own = tables[min(field, TIGHT_FIELDS[-1])]
             own = own if scale else own[:1]
             tight[str(2 * scale + half)] = [table_text(fields, owners) for owners in own]
-    return Tables(wide_tables(levels, designed), tight)
+    return Tables(wide_tables(levels), tight)
 
 
 def bank_book(levels: Levels, tables: Tables) -> CodeBook:
@@ -497,9 +497,9 @@ def bank_book(levels: Levels, tables: Tables) -> CodeBook:
     return sets_book("sets", levels.values, tables.wide, tables.tight, levels.octave, levels.scales)
 
 
-def encoded_snr(book: CodeBook, group_size: int, deviation: float = 0.02) -> float:
+def encoded_snr(book: CodeBook, group_size: int) -> float:
     """SNR in dB of Gaussian weights that went through the codec with this book."""
-    weights = np.random.default_rng(0).standard_normal((4096, 256)) * deviation
+    weights = np.random.default_rng(0).standard_normal((4096, 256)) * 0.02
     bits = weights.astype(np.float16).view(np.uint16)
     return draft_snr_db(bits, encode(bits, book, group_size), book)
 

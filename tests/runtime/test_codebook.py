@@ -1,4 +1,3 @@
-import importlib.util
 import json
 from pathlib import Path
 
@@ -233,13 +232,8 @@ def test_table_text_round_trips():
 
 
 @pytest.fixture(scope="module")
-def design():
-    spec = importlib.util.spec_from_file_location("design_bank", ROOT / "tools/design_bank.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def design(tool):
+    return tool("design_bank")
 
 
 @pytest.fixture(scope="module")
